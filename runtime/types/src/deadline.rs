@@ -1,0 +1,98 @@
+use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Where time comes from, so that tests can drive it.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Instant;
+}
+
+/// The machine's monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// A clock that moves only when told to.
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<Mutex<Instant>>);
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl ManualClock {
+    pub fn advance(&self, by: Duration) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) += by;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What bounds one run of a graph: a deadline and a budget of loop iterations.
+/// Operators with loops call [`RunControl::check`] and
+/// [`RunControl::take_iterations`].
+#[derive(Clone, Debug)]
+pub struct RunControl {
+    deadline: Option<Instant>,
+    iterations_left: Arc<AtomicU64>,
+    iterations_limit: u64,
+}
+
+impl RunControl {
+    pub const DEFAULT_LOOP_ITERATIONS: u64 = 1_000_000;
+
+    pub fn new(deadline: Option<Instant>, max_loop_iterations: u64) -> Self {
+        Self {
+            deadline,
+            iterations_left: Arc::new(AtomicU64::new(max_loop_iterations)),
+            iterations_limit: max_loop_iterations,
+        }
+    }
+
+    /// No deadline and [`RunControl::DEFAULT_LOOP_ITERATIONS`].
+    pub fn unbounded() -> Self {
+        Self::new(None, Self::DEFAULT_LOOP_ITERATIONS)
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// # Errors
+    /// [`crate::ErrorKind::Deadline`] when the deadline has passed.
+    pub fn check(&self) -> Result<()> {
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => {
+                Err(Error::deadline("the deadline passed while the graph was running"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes `count` loop iterations from the budget and checks the deadline.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::LimitExceeded`] when the budget is spent.
+    pub fn take_iterations(&self, count: u64) -> Result<()> {
+        let take = |left: u64| left.checked_sub(count);
+        if self.iterations_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            return Err(Error::limit(format!(
+                "the graph's loops ran more than max_loop_iterations = {}",
+                self.iterations_limit
+            )));
+        }
+        self.check()
+    }
+}
