@@ -1,0 +1,146 @@
+use crate::admission::Budget;
+use crate::config::ServeConfig;
+use crate::endpoint::Endpoint;
+use crate::infer::RunJob;
+use crate::pool::{PoolSize, WorkerPool};
+use crate::reaper::{Drain, Draining, Reaper};
+use crate::revision::Revision;
+use crate::runner::Runner;
+use arc_swap::ArcSwap;
+use mortise_compute::{CpuDevice, CpuOptions, Device};
+use mortise_host::GraphRunner;
+use mortise_types::{Error, Result};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+type Endpoints = BTreeMap<String, Arc<Endpoint>>;
+
+/// Every endpoint of the server, and the threads and memory they share.
+pub struct Registry {
+    endpoints: ArcSwap<Endpoints>,
+    /// Held while the set of endpoints changes; requests never take it.
+    changing: Mutex<()>,
+    next_lane: AtomicU64,
+    device: Arc<dyn Device>,
+    runner: Arc<Runner>,
+    reaper: Reaper,
+    pub(crate) admitted_bytes: Arc<Budget>,
+    pub(crate) compute: WorkerPool<RunJob>,
+    pub(crate) plugins: WorkerPool<RunJob>,
+    pub(crate) config: ServeConfig,
+}
+
+impl Registry {
+    /// Starts the thread pools.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn new(config: ServeConfig) -> Result<Arc<Self>> {
+        let device: Arc<dyn Device> =
+            CpuDevice::new(CpuOptions { threads: config.compute_threads.max(1) });
+        let threads = |error| Error::internal(format!("cannot start a thread: {error}"));
+        Ok(Arc::new(Self {
+            endpoints: ArcSwap::default(),
+            changing: Mutex::new(()),
+            next_lane: AtomicU64::new(0),
+            runner: Runner::new(device.clone(), config.graph_limits.clone()),
+            device,
+            reaper: Reaper::new(config.on_background_thread).map_err(threads)?,
+            admitted_bytes: Budget::new(config.max_admitted_bytes),
+            compute: WorkerPool::new(&compute_pool(&config)).map_err(threads)?,
+            plugins: WorkerPool::new(&plugin_pool(&config)).map_err(threads)?,
+            config,
+        }))
+    }
+
+    pub fn endpoint(&self, name: &str) -> Option<Arc<Endpoint>> {
+        self.endpoints.load().get(name).cloned()
+    }
+
+    /// All endpoints by name.
+    pub fn list(&self) -> Vec<Arc<Endpoint>> {
+        self.endpoints.load().values().cloned().collect()
+    }
+
+    pub fn device(&self) -> Arc<dyn Device> {
+        self.device.clone()
+    }
+
+    /// Prepares the graphs that plugins build.
+    pub fn runner(&self) -> Arc<dyn GraphRunner> {
+        self.runner.clone()
+    }
+
+    pub fn config(&self) -> &ServeConfig {
+        &self.config
+    }
+
+    /// Makes a revision live with one pointer store. Requests that began with
+    /// the old one end with it; it is dropped by a background thread after the
+    /// last. Returns the drain of the old revision, if there was one.
+    pub fn publish(&self, name: &str, revision: Arc<Revision>) -> Option<Drain> {
+        let old = self.ensure(name).swap(Some(revision));
+        old.map(|old| self.reaper.retire(old))
+    }
+
+    /// Takes an endpoint out of service but keeps its name: requests are
+    /// answered "not ready" with `reason`. Makes the endpoint if need be.
+    pub fn withdraw(&self, name: &str, reason: &str) -> Option<Drain> {
+        let endpoint = self.ensure(name);
+        endpoint.set_absence(reason);
+        endpoint.swap(None).map(|old| self.reaper.retire(old))
+    }
+
+    /// Removes an endpoint: its name becomes unknown.
+    pub fn remove(&self, name: &str) -> Option<Drain> {
+        let removed = self.change(|endpoints| endpoints.remove(name))?;
+        removed.set_absence("it was removed");
+        removed.swap(None).map(|old| self.reaper.retire(old))
+    }
+
+    /// Old revisions that still have requests under way.
+    pub fn draining(&self) -> Vec<Draining> {
+        self.reaper.draining()
+    }
+
+    /// Bytes of input tensors held by requests under way.
+    pub fn admitted_bytes(&self) -> u64 {
+        self.admitted_bytes.used()
+    }
+
+    fn ensure(&self, name: &str) -> Arc<Endpoint> {
+        if let Some(endpoint) = self.endpoint(name) {
+            return endpoint;
+        }
+        self.change(|endpoints| {
+            let make = || {
+                let lane = self.next_lane.fetch_add(1, Ordering::Relaxed);
+                Arc::new(Endpoint::new(name, lane, self.config.max_endpoint_requests))
+            };
+            endpoints.entry(name.to_string()).or_insert_with(make).clone()
+        })
+    }
+
+    /// Replaces the map of endpoints by a changed copy.
+    fn change<T>(&self, edit: impl FnOnce(&mut Endpoints) -> T) -> T {
+        let _changing = self.changing.lock();
+        let mut endpoints = Endpoints::clone(&self.endpoints.load());
+        let result = edit(&mut endpoints);
+        self.endpoints.store(Arc::new(endpoints));
+        result
+    }
+}
+
+/// One thread more than cores, and one endpoint may hold all but one: a model
+/// that runs into its deadline on every core leaves a thread to the others.
+fn compute_pool(config: &ServeConfig) -> PoolSize {
+    let threads = config.compute_threads.max(1);
+    PoolSize { name: "mortise-run", threads: threads + 1, max_per_endpoint: threads }
+}
+
+fn plugin_pool(config: &ServeConfig) -> PoolSize {
+    let threads = config.plugin_threads.max(2);
+    PoolSize { name: "mortise-plugin", threads, max_per_endpoint: threads - 1 }
+}

@@ -1,0 +1,406 @@
+use crate::service_time::ServiceTime;
+use crate::stage::Stage;
+use mortise_host::PluginHealth;
+use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Everything that answers for an endpoint between two deployments: immutable,
+/// taken whole by each request, replaced whole by the next deployment.
+pub struct Revision {
+    parts: RevisionParts,
+    signature: Signature,
+    /// Position of each input of the signature by its name.
+    input_index: HashMap<String, usize>,
+    /// One for each stage.
+    steps: Vec<Step>,
+    slot_count: usize,
+    /// The slot of each input of the signature.
+    input_slots: Vec<usize>,
+    service_time: ServiceTime,
+}
+
+/// What a revision is made of.
+pub struct RevisionParts {
+    pub endpoint: String,
+    /// Counts the revisions of the endpoint; never used twice.
+    pub number: u64,
+    /// What clients name in `/versions/{v}`.
+    pub version: u64,
+    /// Transforms in the order they run, then the model.
+    pub stages: Vec<Stage>,
+    pub created: SystemTime,
+}
+
+/// How one stage is connected to what ran before it.
+struct Step {
+    inputs: Vec<Take>,
+    /// The slots of the outputs; empty for the last stage, whose outputs are
+    /// those of the revision.
+    outputs: Vec<usize>,
+}
+
+/// A read of a slot; the last one takes the tensor, so that kernels may reuse
+/// its memory.
+struct Take {
+    slot: usize,
+    is_last: bool,
+}
+
+impl Revision {
+    /// Connects the stages by the names of their tensors. What a stage takes
+    /// and no earlier stage gives becomes an input of the revision.
+    ///
+    /// # Errors
+    /// When there is no stage, dtypes or shapes do not fit, or a transform
+    /// gives nothing that a later stage takes.
+    pub fn new(parts: RevisionParts) -> Result<Self> {
+        let wiring = Wiring::of(&parts.stages)?;
+        let outputs = match parts.stages.last() {
+            Some(stage) => stage.signature.outputs.clone(),
+            None => return Err(Error::invalid("a revision needs a model")),
+        };
+        let names = wiring.inputs.iter().enumerate();
+        Ok(Self {
+            input_index: names.map(|(index, spec)| (spec.name.clone(), index)).collect(),
+            signature: Signature { inputs: wiring.inputs, outputs },
+            steps: wiring.steps,
+            slot_count: wiring.slot_count,
+            input_slots: wiring.input_slots,
+            service_time: ServiceTime::default(),
+            parts,
+        })
+    }
+
+    /// Runs named inputs through every stage on this thread: the same path
+    /// that requests take, for self-tests and warm-up before publication.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the signature, or a stage fails.
+    pub fn run_blocking(
+        &self,
+        inputs: Vec<(String, Tensor)>,
+        control: &RunControl,
+    ) -> Result<Vec<(String, Tensor)>> {
+        let outputs = self.run(self.bind(inputs)?, control).0?;
+        Ok(self.name_outputs(outputs))
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.parts.endpoint
+    }
+
+    pub fn number(&self) -> u64 {
+        self.parts.number
+    }
+
+    pub fn version(&self) -> u64 {
+        self.parts.version
+    }
+
+    pub fn created(&self) -> SystemTime {
+        self.parts.created
+    }
+
+    /// The named tensors that requests bring and get.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// Transforms in the order they run, then the model.
+    pub fn stages(&self) -> &[Stage] {
+        &self.parts.stages
+    }
+
+    /// The stage that gives the answer.
+    pub fn model(&self) -> Option<&Stage> {
+        self.parts.stages.last()
+    }
+
+    /// `true` when a plugin is entered for each request.
+    pub fn is_custom(&self) -> bool {
+        self.parts.stages.iter().any(Stage::is_custom)
+    }
+
+    /// Bytes of weights and working memory that the graphs need.
+    pub fn memory_bytes(&self) -> u64 {
+        self.parts.stages.iter().map(Stage::memory_bytes).sum()
+    }
+
+    /// What a run over inputs of this many bytes is expected to take; `None`
+    /// before the first run.
+    pub fn predicted_time(&self, input_bytes: usize) -> Option<Duration> {
+        self.service_time.predict(input_bytes)
+    }
+
+    /// The first stage that is in quarantine, with the reason.
+    pub(crate) fn quarantine(&self) -> Option<(&str, PluginHealth)> {
+        self.parts.stages.iter().find_map(|stage| match stage.health() {
+            PluginHealth::Ready => None,
+            sick => Some((stage.name.as_str(), sick)),
+        })
+    }
+
+    /// Puts named inputs into the signature's order.
+    ///
+    /// # Errors
+    /// When one is unknown, missing, given twice, or of another dtype or shape.
+    pub(crate) fn bind(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<Tensor>> {
+        let specs = &self.signature.inputs;
+        let mut slots: Vec<Option<Tensor>> = vec![None; specs.len()];
+        for (name, tensor) in inputs {
+            let found = self.input_index.get(&name).copied();
+            let (Some(spec), Some(slot)) =
+                (found.and_then(|at| specs.get(at)), found.and_then(|at| slots.get_mut(at)))
+            else {
+                return Err(Error::invalid(format!(
+                    "unknown input \"{name}\"; the model takes {}",
+                    list(specs)
+                )));
+            };
+            spec.check(&tensor)?;
+            if slot.replace(tensor).is_some() {
+                return Err(Error::invalid(format!("input \"{name}\" is given twice")));
+            }
+        }
+        let missing = |index: usize| {
+            let name = &specs[index].name;
+            Error::invalid(format!("missing input \"{name}\"; the model takes {}", list(specs)))
+        };
+        slots.into_iter().enumerate().map(|(at, slot)| slot.ok_or_else(|| missing(at))).collect()
+    }
+
+    /// Positions of the outputs that were asked for; all, in order, for `None`.
+    ///
+    /// # Errors
+    /// When a name is unknown.
+    pub(crate) fn select(&self, wanted: Option<&[String]>) -> Result<Option<Vec<usize>>> {
+        let specs = &self.signature.outputs;
+        let position = |name: &String| {
+            specs.iter().position(|spec| spec.name == *name).ok_or_else(|| {
+                Error::invalid(format!(
+                    "unknown output \"{name}\"; the model gives {}",
+                    list(specs)
+                ))
+            })
+        };
+        wanted.map(|names| names.iter().map(position).collect()).transpose()
+    }
+
+    pub(crate) fn name_outputs(&self, outputs: Vec<Tensor>) -> Vec<(String, Tensor)> {
+        let names = self.signature.outputs.iter().map(|spec| spec.name.clone());
+        names.zip(outputs).collect()
+    }
+
+    /// Runs inputs in the signature's order and measures the time. A panic in
+    /// a kernel ends here, as an error of this one request.
+    pub(crate) fn run(
+        &self,
+        inputs: Vec<Tensor>,
+        control: &RunControl,
+    ) -> (Result<Vec<Tensor>>, Duration) {
+        let input_bytes = byte_len(&inputs);
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run_stages(inputs, control)));
+        let took = started.elapsed();
+        let result = outcome.unwrap_or_else(|panic| Err(self.panicked(&*panic)));
+        if result.is_ok() {
+            self.service_time.record(input_bytes, took);
+        }
+        (result.and_then(|outputs| self.check_count(outputs)), took)
+    }
+
+    fn run_stages(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
+        if let [model] = self.parts.stages.as_slice() {
+            return model.execute(inputs, control);
+        }
+        let mut slots: Vec<Option<Tensor>> = vec![None; self.slot_count];
+        for (&slot, tensor) in self.input_slots.iter().zip(inputs) {
+            slots[slot] = Some(tensor);
+        }
+        let mut outputs = Vec::new();
+        for (stage, step) in self.parts.stages.iter().zip(&self.steps) {
+            control.check()?;
+            let taken = step.inputs.iter().map(|take| take.read(&mut slots)).collect::<Result<_>>();
+            outputs = stage
+                .execute(taken?, control)
+                .map_err(|error| error.context(format!("stage \"{}\"", stage.name)))?;
+            if !step.outputs.is_empty() {
+                let produced = std::mem::take(&mut outputs);
+                step.outputs.iter().zip(produced).for_each(|(&at, out)| slots[at] = Some(out));
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn check_count(&self, outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        let (want, got) = (self.signature.outputs.len(), outputs.len());
+        if want == got {
+            return Ok(outputs);
+        }
+        Err(Error::plugin(format!("the model gave {got} outputs where it declared {want}")))
+    }
+
+    fn panicked(&self, panic: &(dyn std::any::Any + Send)) -> Error {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        let (endpoint, number) = (self.endpoint(), self.number());
+        tracing::error!(endpoint, revision = number, panic = text, "a kernel panicked");
+        Error::internal(format!(
+            "the runtime failed while running model \"{endpoint}\" (revision {number}); \
+             the server's log has the details"
+        ))
+    }
+}
+
+/// Sum of the bytes of some tensors.
+pub(crate) fn byte_len(tensors: &[Tensor]) -> usize {
+    tensors.iter().map(Tensor::byte_len).sum()
+}
+
+impl Take {
+    fn read(&self, slots: &mut [Option<Tensor>]) -> Result<Tensor> {
+        let slot = slots.get_mut(self.slot);
+        let tensor = match (slot, self.is_last) {
+            (Some(slot), true) => slot.take(),
+            (Some(slot), false) => slot.clone(),
+            (None, _) => None,
+        };
+        tensor.ok_or_else(|| Error::internal("a stage gave fewer tensors than it declared"))
+    }
+}
+
+/// The connections of a revision while they are made.
+#[derive(Default)]
+struct Wiring {
+    inputs: Vec<TensorSpec>,
+    input_slots: Vec<usize>,
+    steps: Vec<Step>,
+    slot_count: usize,
+}
+
+/// A tensor that exists when a stage runs.
+struct Available {
+    slot: usize,
+    spec: TensorSpec,
+    /// The stage that gives it; `None` for an input of the revision.
+    from: Option<usize>,
+}
+
+impl Wiring {
+    fn of(stages: &[Stage]) -> Result<Self> {
+        let mut wiring = Self::default();
+        let mut available: HashMap<String, Available> = HashMap::new();
+        let mut is_read = vec![false; stages.len()];
+        for (index, stage) in stages.iter().enumerate() {
+            let inputs = wiring.connect(stage, &mut available, &mut is_read)?;
+            let is_model = index + 1 == stages.len();
+            let outputs = if is_model {
+                Vec::new()
+            } else {
+                wiring.provide(index, stage, &mut available)
+            };
+            wiring.steps.push(Step { inputs, outputs });
+        }
+        check_all_read(stages, &is_read)?;
+        wiring.mark_last_reads();
+        Ok(wiring)
+    }
+
+    fn connect(
+        &mut self,
+        stage: &Stage,
+        available: &mut HashMap<String, Available>,
+        is_read: &mut [bool],
+    ) -> Result<Vec<Take>> {
+        let mut takes = Vec::with_capacity(stage.signature.inputs.len());
+        for spec in &stage.signature.inputs {
+            if !available.contains_key(&spec.name) {
+                let slot = self.new_slot();
+                self.inputs.push(spec.clone());
+                self.input_slots.push(slot);
+                let entry = Available { slot, spec: spec.clone(), from: None };
+                available.insert(spec.name.clone(), entry);
+            }
+            let Some(found) = available.get(&spec.name) else { continue };
+            check_fits(&stage.name, spec, &found.spec)?;
+            if let Some(from) = found.from {
+                is_read[from] = true;
+            }
+            takes.push(Take { slot: found.slot, is_last: false });
+        }
+        Ok(takes)
+    }
+
+    fn provide(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        available: &mut HashMap<String, Available>,
+    ) -> Vec<usize> {
+        let provide_one = |spec: &TensorSpec| {
+            let slot = self.new_slot();
+            let entry = Available { slot, spec: spec.clone(), from: Some(index) };
+            available.insert(spec.name.clone(), entry);
+            slot
+        };
+        stage.signature.outputs.iter().map(provide_one).collect()
+    }
+
+    fn new_slot(&mut self) -> usize {
+        self.slot_count += 1;
+        self.slot_count - 1
+    }
+
+    fn mark_last_reads(&mut self) {
+        let mut seen = vec![false; self.slot_count];
+        let reads = self.steps.iter_mut().rev().flat_map(|step| step.inputs.iter_mut().rev());
+        for take in reads {
+            take.is_last = !std::mem::replace(&mut seen[take.slot], true);
+        }
+    }
+}
+
+fn check_fits(stage: &str, takes: &TensorSpec, gives: &TensorSpec) -> Result<()> {
+    let dims_fit = takes.shape.len() == gives.shape.len()
+        && takes.shape.iter().zip(&gives.shape).all(|(&a, &b)| a < 0 || b < 0 || a == b);
+    if takes.dtype == gives.dtype && dims_fit {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("stage \"{stage}\" takes {takes}, but what comes before it is {gives}")))
+}
+
+fn check_all_read(stages: &[Stage], is_read: &[bool]) -> Result<()> {
+    let transforms = stages.len().saturating_sub(1);
+    let unread = stages.iter().zip(is_read).take(transforms).find(|(_, is_read)| !**is_read);
+    let (Some((transform, _)), Some(model)) = (unread, stages.last()) else { return Ok(()) };
+    Err(Error::invalid(format!(
+        "transform \"{}\" gives {}, but no later stage takes that; \"{}\" takes {}: \
+         give the transform's output that name",
+        transform.name,
+        list(&transform.signature.outputs),
+        model.name,
+        list(&model.signature.inputs)
+    )))
+}
+
+/// `"a" FP32[-1, 4], "b" INT64[-1]`, cut after eight.
+fn list(specs: &[TensorSpec]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = specs
+        .iter()
+        .take(SHOWN)
+        .map(|spec| format!("\"{}\" {}{:?}", spec.name, spec.dtype, spec.shape))
+        .collect();
+    let more = specs.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", shown.join(", "))
+}
+
+#[cfg(test)]
+#[path = "revision_tests.rs"]
+mod tests;

@@ -1,0 +1,83 @@
+use crate::runner::Prepared;
+use mortise_host::{Plugin, PluginHealth, PluginPlan, PreparedGraph};
+use mortise_types::{Result, RunControl, Signature, Tensor};
+use std::sync::Arc;
+
+/// One step of a revision: a transform or the model.
+pub struct Stage {
+    /// Name of the plugin, for messages and status.
+    pub name: String,
+    /// Digest of the plugin's component, `sha256:<hex>`.
+    pub digest: String,
+    pub signature: Signature,
+    pub run: StageRun,
+}
+
+/// How a stage answers.
+pub enum StageRun {
+    /// The host runs a graph; no plugin is entered.
+    Direct(Arc<dyn PreparedGraph>),
+    /// A plugin is called, on a thread that may block.
+    Custom(Arc<dyn CustomStage>),
+}
+
+/// A plugin that answers requests itself; implemented by [`Plugin`].
+pub trait CustomStage: Send + Sync {
+    /// Inputs and outputs in the order of the stage's signature.
+    ///
+    /// # Errors
+    /// What the plugin reports, or the limit that it hit.
+    fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>>;
+
+    fn health(&self) -> PluginHealth;
+}
+
+impl CustomStage for Plugin {
+    fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
+        Plugin::call(self, inputs, control)
+    }
+
+    fn health(&self) -> PluginHealth {
+        Plugin::health(self)
+    }
+}
+
+impl Stage {
+    /// The stage that a loaded plugin asks for. A plugin whose plan is a graph
+    /// is let go here: only its graph serves.
+    pub fn from_plugin(name: &str, digest: &str, plugin: &Arc<Plugin>) -> Self {
+        let run = match plugin.plan() {
+            PluginPlan::Direct(graph) => StageRun::Direct(graph.clone()),
+            PluginPlan::Custom => StageRun::Custom(plugin.clone()),
+        };
+        let signature = plugin.signature().clone();
+        Self { name: name.to_string(), digest: digest.to_string(), signature, run }
+    }
+
+    /// `true` when a plugin is entered for each request.
+    pub fn is_custom(&self) -> bool {
+        matches!(self.run, StageRun::Custom(_))
+    }
+
+    /// Bytes of weights and working memory that the stage's graph needs; 0 for
+    /// a custom stage, whose memory is bounded by its plugin's limits.
+    pub fn memory_bytes(&self) -> u64 {
+        let StageRun::Direct(graph) = &self.run else { return 0 };
+        let Ok(prepared) = graph.clone().as_any().downcast::<Prepared>() else { return 0 };
+        prepared.memory_bytes()
+    }
+
+    pub(crate) fn execute(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
+        match &self.run {
+            StageRun::Direct(graph) => graph.run(inputs, control),
+            StageRun::Custom(plugin) => plugin.call(inputs, control),
+        }
+    }
+
+    pub(crate) fn health(&self) -> PluginHealth {
+        match &self.run {
+            StageRun::Direct(_) => PluginHealth::Ready,
+            StageRun::Custom(plugin) => plugin.health(),
+        }
+    }
+}
