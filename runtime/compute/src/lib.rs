@@ -1,1 +1,98 @@
+//! Runs graphs. [`Device`] is the seam that every kind of hardware implements;
+//! no vendor or API name shows above it.
 
+mod cpu;
+
+pub use cpu::{CpuDevice, CpuOptions};
+
+use mortise_graph::{Evaluate, GraphLimits, Plan};
+use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
+use std::sync::Arc;
+
+/// Something that compiles plans and runs them.
+pub trait Device: Send + Sync {
+    fn caps(&self) -> DeviceCaps;
+
+    /// What planning asks about operators and folds constants with.
+    fn evaluate(&self) -> &dyn Evaluate;
+
+    /// # Errors
+    /// `Unsupported` naming every operator it cannot run; `LimitExceeded`.
+    fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>>;
+}
+
+/// A compiled graph. Runs may overlap, on any threads.
+pub trait Executable: Send + Sync {
+    /// Names, dtypes and shapes as the graph computes them, which may differ
+    /// from what a file declares.
+    fn signature(&self) -> &Signature;
+
+    fn footprint(&self) -> Footprint;
+
+    /// Whether rows of several requests may be put into one run.
+    fn rows_independent(&self) -> bool;
+
+    /// Starts a run. `inputs` are in the order of the signature.
+    ///
+    /// # Errors
+    /// `InvalidInput` when inputs do not fit the signature or an operator;
+    /// `Deadline`; `LimitExceeded`.
+    fn execute(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Ticket>;
+}
+
+/// What a device can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceCaps {
+    /// For people: `cpu`, and how many threads.
+    pub name: String,
+    pub threads: usize,
+}
+
+/// What a compiled graph costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of weights and folded constants, packed copies included.
+    pub weight_bytes: usize,
+    /// Most bytes of intermediate tensors seen at once.
+    pub peak_arena_bytes: usize,
+    pub node_count: usize,
+    /// Bytes of weights that were copied into a layout of the device's own.
+    pub packed_copies: usize,
+}
+
+/// A run under way.
+pub struct Ticket(Result<Vec<Tensor>>);
+
+impl Ticket {
+    /// A run that is over already.
+    pub fn ready(result: Result<Vec<Tensor>>) -> Self {
+        Self(result)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Outputs in the order of the signature; blocks until they are there.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn wait(self) -> Result<Vec<Tensor>> {
+        self.0
+    }
+}
+
+/// Plans a graph for `device` and compiles it.
+///
+/// # Errors
+/// `InvalidInput` for a malformed graph, `Unsupported` naming every operator
+/// that the device lacks, `LimitExceeded` or `Deadline` for a costly one.
+pub fn compile_graph(
+    device: &dyn Device,
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+) -> Result<Arc<dyn Executable>> {
+    let plan = mortise_graph::plan(def, assets, limits, device.evaluate())?;
+    device.compile(plan, limits)
+}

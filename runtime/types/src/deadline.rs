@@ -66,6 +66,14 @@ impl RunControl {
         Self::new(None, Self::DEFAULT_LOOP_ITERATIONS)
     }
 
+    /// The same deadline, and a budget of at most `max_loop_iterations` more.
+    /// The iterations taken count here only.
+    #[must_use]
+    pub fn capped(&self, max_loop_iterations: u64) -> Self {
+        let left = self.iterations_left.load(Ordering::Relaxed);
+        Self::new(self.deadline, left.min(max_loop_iterations))
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

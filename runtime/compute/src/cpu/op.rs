@@ -30,6 +30,11 @@ pub(crate) trait Operator: Send + Sync {
     fn prepare(&mut self, _constants: &[Option<Value>]) -> Result<()> {
         Ok(())
     }
+
+    /// Bytes that `prepare` copied into a layout of its own.
+    fn packed_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Makes an operator from a node, checking its attributes.

@@ -1,0 +1,3 @@
+use crate::cpu::op::Entry;
+
+pub(crate) const ENTRIES: &[Entry] = &[];

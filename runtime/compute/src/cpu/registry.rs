@@ -1,0 +1,69 @@
+//! Which operator a node means: a table per domain, looked up at compile time.
+
+use crate::cpu::op::{Entry, Operator};
+use crate::cpu::ops::{
+    attention, control, conv, elementwise, index_ops, matmul, ml_linear, ml_prep, ml_svm, ml_trees,
+    norm, pool, quant, random, recurrent, reduce, sequence, shape_ops, softmax, text,
+};
+use mortise_types::{Error, NodeDef, Result};
+
+/// Makes the operator a node names.
+///
+/// # Errors
+/// `Unsupported` naming operator, node, domain and opset when there is none,
+/// or whatever its constructor says about the attributes.
+pub(crate) fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
+    let entry = find(&node.domain, &node.op, node.opset)
+        .ok_or_else(|| Error::unsupported(format!("{} is not supported", node.describe())))?;
+    (entry.build)(node).map_err(|error| {
+        if error.message().contains(&*node.op) { error } else { error.context(node.describe()) }
+    })
+}
+
+/// The newest row for `op` that is not newer than `opset`.
+fn find(domain: &str, op: &str, opset: u32) -> Option<&'static Entry> {
+    families(domain)
+        .iter()
+        .flat_map(|entries| entries.iter())
+        .filter(|entry| entry.op == op && entry.since <= opset)
+        .max_by_key(|entry| entry.since)
+}
+
+fn families(domain: &str) -> &'static [&'static [Entry]] {
+    match domain {
+        "" | "ai.onnx" => MAIN,
+        "ai.onnx.ml" => ML,
+        "com.microsoft" => MICROSOFT,
+        _ => &[],
+    }
+}
+
+const MAIN: &[&[Entry]] = &[
+    attention::ENTRIES,
+    control::ENTRIES,
+    conv::ENTRIES,
+    elementwise::ENTRIES,
+    index_ops::ENTRIES,
+    matmul::ENTRIES,
+    norm::ENTRIES,
+    pool::ENTRIES,
+    quant::ENTRIES,
+    random::ENTRIES,
+    recurrent::ENTRIES,
+    reduce::ENTRIES,
+    sequence::ENTRIES,
+    shape_ops::ENTRIES,
+    softmax::ENTRIES,
+    text::ENTRIES,
+];
+
+const ML: &[&[Entry]] = &[ml_linear::ENTRIES, ml_prep::ENTRIES, ml_svm::ENTRIES, ml_trees::ENTRIES];
+
+const MICROSOFT: &[&[Entry]] = &[
+    attention::MS_ENTRIES,
+    elementwise::MS_ENTRIES,
+    matmul::MS_ENTRIES,
+    norm::MS_ENTRIES,
+    quant::MS_ENTRIES,
+    text::MS_ENTRIES,
+];

@@ -1,0 +1,122 @@
+use crate::infer::{Fact, infer_body};
+use crate::{GraphLimits, fold, fuse, prune, rows, validate, weights};
+use mortise_types::{
+    Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, TensorSpec,
+    VARIABLE, Value, ValueId,
+};
+use std::time::Instant;
+
+/// Checks a graph and makes it ready for a device: weights resolved without
+/// copying where they are aligned, constants folded through `device`, dead
+/// nodes removed, common patterns fused, types and shapes inferred.
+///
+/// # Errors
+/// `InvalidInput` for a malformed graph or weights outside their asset,
+/// `Unsupported` naming every operator that `device` lacks, `LimitExceeded`
+/// naming the limit, `Deadline` when planning took over `max_plan_time`.
+pub fn plan(
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+    device: &dyn Evaluate,
+) -> Result<Plan> {
+    let deadline = Instant::now().checked_add(limits.max_plan_time);
+    let control = RunControl::new(deadline, limits.max_loop_iterations);
+    validate::validate(def, limits)?;
+    validate::check_operators(&def.body, device)?;
+    let mut draft = Draft {
+        body: def.body.clone(),
+        constants: weights::resolve(def, assets, limits)?,
+        facts: vec![Fact::default(); def.values.len()],
+    };
+    draft.describe_inputs(def);
+    prune::prune(&mut draft);
+    fold::fold(&mut draft, limits, device, &control)?;
+    fuse::fuse(&mut draft, device);
+    prune::prune(&mut draft);
+    infer_body(&draft.body, &draft.constants, &mut draft.facts);
+    let signature = draft.signature(def);
+    let rows_independent = rows::rows_independent(&draft);
+    let Draft { body, constants, facts, .. } = draft;
+    Ok(Plan { body, constants, facts, signature, rows_independent })
+}
+
+/// A graph ready for a device to compile. Values keep the numbering of the
+/// [`GraphDef`]; those made by fusions come after.
+pub struct Plan {
+    /// Top-level nodes in the order to run them. Subgraphs stay in attributes.
+    pub body: GraphBody,
+    /// By value index: the value when it is a weight or folded, else `None`.
+    pub constants: Vec<Option<Value>>,
+    /// By value index: what is known of dtype and shape.
+    pub facts: Vec<Fact>,
+    /// As the graph computes it. Where inference does not know an output (see
+    /// its fact), `FP32` and one variable dimension stand in.
+    pub signature: Signature,
+    /// Whether dimension 0 of every input and output is the batch and no
+    /// operator mixes rows, so that requests may be merged and split.
+    pub rows_independent: bool,
+}
+
+/// How planning asks the device about operators.
+pub trait Evaluate {
+    /// # Errors
+    /// `Unsupported` when the device has no such operator; `InvalidInput` when
+    /// its attributes are wrong.
+    fn supports(&self, node: &NodeDef) -> Result<()>;
+
+    /// Runs one node that has no subgraphs, in at most `max_bytes` of memory.
+    ///
+    /// # Errors
+    /// Whatever the operator says of its inputs, or a limit that was hit.
+    fn evaluate(
+        &self,
+        node: &NodeDef,
+        inputs: Vec<Option<Value>>,
+        max_bytes: usize,
+        control: &RunControl,
+    ) -> Result<Vec<Value>>;
+}
+
+/// A plan in the making.
+pub(crate) struct Draft {
+    pub(crate) body: GraphBody,
+    pub(crate) constants: Vec<Option<Value>>,
+    pub(crate) facts: Vec<Fact>,
+}
+
+impl Draft {
+    fn describe_inputs(&mut self, def: &GraphDef) {
+        for (fact, constant) in self.facts.iter_mut().zip(&self.constants) {
+            *fact = constant.as_ref().map(Fact::of).unwrap_or_default();
+        }
+        for (value, spec) in def.body.inputs.iter().zip(&def.inputs) {
+            self.facts[value.index()] =
+                Fact { dtype: Some(spec.dtype), shape: Some(spec.shape.clone()) };
+        }
+    }
+
+    pub(crate) fn set_constant(&mut self, value: ValueId, constant: Value) {
+        if let Some(fact) = self.facts.get_mut(value.index()) {
+            *fact = Fact::of(&constant);
+        }
+        if let Some(slot) = self.constants.get_mut(value.index()) {
+            *slot = Some(constant);
+        }
+    }
+
+    fn fact(&self, value: ValueId) -> Fact {
+        self.facts.get(value.index()).cloned().unwrap_or_default()
+    }
+
+    fn signature(&self, def: &GraphDef) -> Signature {
+        let output = |(value, name): (&ValueId, &String)| {
+            let fact = self.fact(*value);
+            let dtype = fact.dtype.unwrap_or(DType::F32);
+            let shape = fact.shape.unwrap_or_else(|| vec![VARIABLE]);
+            TensorSpec::new(name, dtype, &shape)
+        };
+        let outputs = self.body.outputs.iter().zip(&def.output_names).map(output).collect();
+        Signature { inputs: def.inputs.clone(), outputs }
+    }
+}
