@@ -69,7 +69,11 @@ impl Endpoint {
     /// `version` is not the one that is live.
     pub(crate) fn current(&self, version: Option<&str>) -> Result<Arc<Revision>> {
         let revision = self.live().ok_or_else(|| {
-            Error::not_ready(format!("model \"{}\" is not ready: {}", self.name, self.absence.load()))
+            Error::not_ready(format!(
+                "model \"{}\" is not ready: {}",
+                self.name,
+                self.absence.load()
+            ))
         })?;
         if version.is_some_and(|wanted| wanted.parse() != Ok(revision.version())) {
             return Err(Error::not_found(format!(

@@ -178,10 +178,7 @@ fn late() -> Error {
     Error::deadline("the deadline passed before the model could answer")
 }
 
-fn pick(
-    outputs: Vec<(String, Tensor)>,
-    selection: Option<Vec<usize>>,
-) -> Vec<(String, Tensor)> {
+fn pick(outputs: Vec<(String, Tensor)>, selection: Option<Vec<usize>>) -> Vec<(String, Tensor)> {
     match selection {
         None => outputs,
         Some(positions) => {

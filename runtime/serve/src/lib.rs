@@ -15,6 +15,8 @@ mod runner;
 mod service_time;
 mod stage;
 mod stats;
+#[cfg(test)]
+mod testing;
 
 pub use config::ServeConfig;
 pub use endpoint::{Endpoint, Readiness};

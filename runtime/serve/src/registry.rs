@@ -144,3 +144,7 @@ fn plugin_pool(config: &ServeConfig) -> PoolSize {
     let threads = config.plugin_threads.max(2);
     PoolSize { name: "mortise-plugin", threads, max_per_endpoint: threads - 1 }
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -299,11 +299,8 @@ impl Wiring {
         for (index, stage) in stages.iter().enumerate() {
             let inputs = wiring.connect(stage, &mut available, &mut is_read)?;
             let is_model = index + 1 == stages.len();
-            let outputs = if is_model {
-                Vec::new()
-            } else {
-                wiring.provide(index, stage, &mut available)
-            };
+            let outputs =
+                if is_model { Vec::new() } else { wiring.provide(index, stage, &mut available) };
             wiring.steps.push(Step { inputs, outputs });
         }
         check_all_read(stages, &is_read)?;
@@ -371,7 +368,9 @@ fn check_fits(stage: &str, takes: &TensorSpec, gives: &TensorSpec) -> Result<()>
     if takes.dtype == gives.dtype && dims_fit {
         return Ok(());
     }
-    Err(Error::invalid(format!("stage \"{stage}\" takes {takes}, but what comes before it is {gives}")))
+    Err(Error::invalid(format!(
+        "stage \"{stage}\" takes {takes}, but what comes before it is {gives}"
+    )))
 }
 
 fn check_all_read(stages: &[Stage], is_read: &[bool]) -> Result<()> {

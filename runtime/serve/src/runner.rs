@@ -37,9 +37,7 @@ impl Runner {
         let mut prepared = self.prepared.lock();
         // Slots that nobody uses and whose graph is gone are swept here, so
         // that the map does not grow with the number of deployments.
-        prepared.retain(|_, slot| {
-            Arc::strong_count(slot) > 1 || slot.0.lock().strong_count() > 0
-        });
+        prepared.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.0.lock().strong_count() > 0);
         prepared.entry(digest).or_default().clone()
     }
 }

@@ -1,0 +1,85 @@
+//! Stages that tests make from closures.
+
+use crate::revision::RevisionParts;
+use crate::stage::{CustomStage, Stage, StageRun};
+use mortise_host::{PluginHealth, PreparedGraph};
+use mortise_types::{DType, Result, RunControl, Signature, Tensor, TensorSpec};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+type Function = Box<dyn Fn(Vec<Tensor>) -> Result<Vec<Tensor>> + Send + Sync>;
+
+/// A closure as a graph or as a plugin.
+struct Fake {
+    signature: Signature,
+    function: Function,
+}
+
+pub(crate) fn spec(name: &str) -> TensorSpec {
+    TensorSpec::new(name, DType::F32, &[-1])
+}
+
+pub(crate) fn inputs(columns: &[(&str, &[f32])]) -> Vec<(String, Tensor)> {
+    let tensor = |values: &[f32]| Tensor::from_vec(&[values.len()], values.to_vec()).unwrap();
+    columns.iter().map(|(name, values)| (name.to_string(), tensor(values))).collect()
+}
+
+pub(crate) fn parts(endpoint: &str, number: u64, stages: Vec<Stage>) -> RevisionParts {
+    let created = SystemTime::UNIX_EPOCH;
+    RevisionParts { endpoint: endpoint.to_string(), number, version: number, stages, created }
+}
+
+pub(crate) fn direct(
+    name: &str,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+    function: impl Fn(Vec<Tensor>) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+) -> Stage {
+    stage(name, inputs, outputs, Box::new(function), |fake| StageRun::Direct(fake))
+}
+
+pub(crate) fn custom(
+    name: &str,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+    function: impl Fn(Vec<Tensor>) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+) -> Stage {
+    stage(name, inputs, outputs, Box::new(function), |fake| StageRun::Custom(fake))
+}
+
+fn stage(
+    name: &str,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+    function: Function,
+    run: impl Fn(Arc<Fake>) -> StageRun,
+) -> Stage {
+    let signature = Signature { inputs: inputs.to_vec(), outputs: outputs.to_vec() };
+    let fake = Arc::new(Fake { signature: signature.clone(), function });
+    Stage { name: name.to_string(), digest: String::new(), signature, run: run(fake) }
+}
+
+impl PreparedGraph for Fake {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&self, inputs: Vec<Tensor>, _control: &RunControl) -> Result<Vec<Tensor>> {
+        (self.function)(inputs)
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl CustomStage for Fake {
+    fn call(&self, inputs: Vec<Tensor>, _control: &RunControl) -> Result<Vec<Tensor>> {
+        (self.function)(inputs)
+    }
+
+    fn health(&self) -> PluginHealth {
+        PluginHealth::Ready
+    }
+}

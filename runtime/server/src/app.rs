@@ -1,0 +1,57 @@
+use crate::config::Resolved;
+use mortise_deploy::Deployer;
+use mortise_serve::Registry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+/// What every listener shares.
+pub(crate) struct App {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) deployer: Arc<Deployer>,
+    pub(crate) config: Resolved,
+    draining: AtomicBool,
+}
+
+impl App {
+    pub(crate) fn new(registry: Arc<Registry>, deployer: Arc<Deployer>, config: Resolved) -> Self {
+        Self { registry, deployer, config, draining: AtomicBool::new(false) }
+    }
+
+    /// Whether the server takes requests: it does from the moment it listens
+    /// until it is told to stop. An endpoint that is not ready does not change
+    /// this.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Tells tasks that the server is stopping. Each listener has its own.
+#[derive(Clone)]
+pub(crate) struct Shutdown(watch::Receiver<bool>);
+
+/// The other end of every [`Shutdown`].
+pub(crate) struct ShutdownTrigger(watch::Sender<bool>);
+
+impl Shutdown {
+    pub(crate) fn new() -> (ShutdownTrigger, Self) {
+        let (trigger, shutdown) = watch::channel(false);
+        (ShutdownTrigger(trigger), Self(shutdown))
+    }
+
+    /// Returns when the server begins to stop, at once if it already has.
+    pub(crate) async fn requested(&mut self) {
+        // A dropped trigger means the same: nobody is left to stop us later.
+        let _ = self.0.wait_for(|&stopping| stopping).await;
+    }
+}
+
+impl ShutdownTrigger {
+    pub(crate) fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}

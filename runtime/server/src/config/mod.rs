@@ -1,0 +1,59 @@
+//! The server's settings: `mortise.toml` as it is written ([`raw`]) and as the
+//! server uses it ([`resolved`]). Settings of endpoints are in the store.
+
+mod raw;
+mod resolved;
+mod unknown;
+
+pub(crate) use raw::Raw;
+pub(crate) use resolved::{Overrides, Resolved};
+
+use anyhow::{Context, Result};
+use std::path::Path;
+
+/// Reads `mortise.toml`; the defaults without a path.
+///
+/// # Errors
+/// When the file cannot be read, is not TOML, or has an unknown key.
+pub(crate) fn load(path: Option<&Path>) -> Result<Raw> {
+    let Some(path) = path else { return Ok(Raw::default()) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    parse(&text).with_context(|| format!("in {}", path.display()))
+}
+
+fn parse(text: &str) -> Result<Raw> {
+    let table: toml::Table = toml::from_str(text)?;
+    unknown::refuse(&table, &Raw::default().to_table())?;
+    Ok(toml::from_str(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_or_refused_with_a_reason() {
+        let cases = [
+            ("", ""),
+            ("[http]\nmax_body_bytes = 5", ""),
+            ("[http]\nmax_boddy_bytes = 5", "unknown key `http.max_boddy_bytes`; did you mean `max_body_bytes`?"),
+            ("[htttp]\n", "unknown key `htttp`; did you mean `http`?"),
+            ("[http]\nzzz = 1", "unknown key `http.zzz`; known keys of `http`: "),
+            ("[http]\nmax_body_bytes = -5", "max_body_bytes"),
+        ];
+        for (text, want) in cases {
+            let message = parse(text).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            assert!(message.contains(want), "{text:?}: {message}");
+            assert_eq!(message.is_empty(), want.is_empty(), "{text:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_printed_configuration_reads_back_as_itself() {
+        let text = Raw::default().to_documented_toml();
+        let table = toml::from_str::<toml::Table>(&text).unwrap();
+        assert_eq!(table, Raw::default().to_table());
+        assert_eq!(parse(&text).unwrap().to_table(), Raw::default().to_table());
+    }
+}

@@ -1,0 +1,205 @@
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// Declares one section of `mortise.toml`: each key with its documentation,
+/// type and default, in one place for parsing, printing and reading.
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $ty:ty = $default:expr,)+ }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(crate) struct $name { $($(#[doc = $doc])+ pub(crate) $key: $ty,)+ }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)+ }
+            }
+        }
+
+        impl $name {
+            /// What the section is about, and each key with its documentation.
+            const DOCS: SectionDocs = SectionDocs {
+                about: &[$($about),+],
+                keys: &[$((stringify!($key), &[$($doc),+])),+],
+            };
+        }
+    };
+}
+
+struct SectionDocs {
+    about: &'static [&'static str],
+    keys: &'static [(&'static str, &'static [&'static str])],
+}
+
+/// `mortise.toml` as it is written. Sizes are in bytes, times in the unit that
+/// the key names; 0 threads means one for each core.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Raw {
+    pub(crate) http: Http,
+    pub(crate) metrics: Metrics,
+    pub(crate) admin: Admin,
+    pub(crate) serving: Serving,
+    pub(crate) plugins: Plugins,
+    pub(crate) deploy: Deploy,
+    pub(crate) server: Server,
+}
+
+section! {
+    /// The data plane: inference over HTTP.
+    Http {
+        /// Where to listen. Port 0 takes a free one.
+        address: String = "127.0.0.1:8000".to_string(),
+        /// Largest request body, after decompression.
+        max_body_bytes: u64 = 64 << 20,
+        /// Time for one request, from its first byte to the answer.
+        request_timeout_ms: u64 = 30_000,
+        /// Time to receive the headers of a request.
+        header_timeout_ms: u64 = 10_000,
+        /// Connections open at once; more wait to be accepted.
+        max_connections: u64 = 4_096,
+        /// Whether clients may load and unload models on the data port.
+        repository_control: bool = false,
+    }
+}
+
+section! {
+    /// Metrics for Prometheus, on a listener of their own.
+    Metrics {
+        /// Where to listen. Port 0 takes a free one.
+        address: String = "127.0.0.1:8002".to_string(),
+    }
+}
+
+section! {
+    /// The admin API: deployments. Needs the bearer token in the store.
+    Admin {
+        /// Where to listen. Port 0 takes a free one.
+        address: String = "127.0.0.1:8003".to_string(),
+        /// Finished uploads that no deployment has taken yet.
+        max_pending_uploads: u64 = 256,
+        /// How long such an upload is kept.
+        pending_upload_timeout_ms: u64 = 3_600_000,
+    }
+}
+
+section! {
+    /// How requests are run.
+    Serving {
+        /// Threads that run large graphs; 0 for one a core.
+        compute_threads: u64 = 0,
+        /// Threads that run custom plugins; 0 for one a core, at least 2. One
+        /// endpoint holds at most all but one.
+        plugin_threads: u64 = 0,
+        /// Requests that one endpoint may have running and waiting.
+        max_endpoint_requests: u64 = 512,
+        /// Bytes of inputs that all requests under way may hold together.
+        max_admitted_bytes: u64 = 512 << 20,
+        /// Graphs predicted to run shorter than this run where the request was
+        /// received.
+        in_place_below_us: u64 = 200,
+        /// Iterations of ONNX loops in one request.
+        max_loop_iterations: u64 = 1_000_000,
+    }
+}
+
+section! {
+    /// Bounds on each plugin. A plugin that hits one fails the request or the
+    /// deployment, and the error names the bound.
+    Plugins {
+        /// CPU time of the plugin in one call.
+        call_timeout_ms: u64 = 1_000,
+        /// Time for loading one instance, building its graph included.
+        load_timeout_ms: u64 = 30_000,
+        /// Linear memory of one instance.
+        memory_bytes: u64 = 256 << 20,
+        /// Time for compiling one component.
+        compile_timeout_ms: u64 = 10_000,
+        /// Memory of the process that compiles a component.
+        compile_memory_bytes: u64 = 1 << 30,
+    }
+}
+
+section! {
+    /// Bounds on deployments and on what the store keeps.
+    Deploy {
+        /// Largest uploaded file.
+        max_artifact_bytes: u64 = 4 << 30,
+        /// Files of one deployment, tests included.
+        max_files: u64 = 64,
+        /// Deployments and loads under way at once; one more is refused.
+        max_concurrent_deployments: u64 = 2,
+        /// Bytes that all loaded revisions may take together; 0 for 80 % of the
+        /// machine's memory.
+        max_model_memory_bytes: u64 = 0,
+        /// Versions of an endpoint that `mortise gc` keeps.
+        keep_versions: u64 = 5,
+        /// Time for all self-tests of one deployment.
+        self_test_timeout_ms: u64 = 120_000,
+        /// Time for a replaced revision to finish its requests before it is
+        /// reported as stuck.
+        drain_timeout_ms: u64 = 60_000,
+    }
+}
+
+section! {
+    /// The process.
+    Server {
+        /// Threads that handle connections; 0 for one a core.
+        worker_threads: u64 = 0,
+        /// Time for requests under way when the server is told to stop.
+        shutdown_timeout_ms: u64 = 30_000,
+        /// What is logged to stderr, as in `info` or `mortise_host=debug,info`.
+        log: String = "info".to_string(),
+    }
+}
+
+impl Raw {
+    /// Every key with its value.
+    pub(crate) fn to_table(&self) -> toml::Table {
+        // Plain structs of strings, numbers and booleans always convert.
+        toml::Table::try_from(self).unwrap_or_default()
+    }
+
+    /// The configuration as a file in which every key is explained.
+    pub(crate) fn to_documented_toml(&self) -> String {
+        let sections = [
+            ("http", Http::DOCS),
+            ("metrics", Metrics::DOCS),
+            ("admin", Admin::DOCS),
+            ("serving", Serving::DOCS),
+            ("plugins", Plugins::DOCS),
+            ("deploy", Deploy::DOCS),
+            ("server", Server::DOCS),
+        ];
+        let table = self.to_table();
+        let mut text = String::new();
+        for (name, docs) in sections {
+            if let Some(toml::Value::Table(values)) = table.get(name) {
+                write_section(&mut text, name, &docs, values);
+            }
+        }
+        text
+    }
+}
+
+fn write_section(text: &mut String, name: &str, docs: &SectionDocs, values: &toml::Table) {
+    let gap = if text.is_empty() { "" } else { "\n" };
+    text.push_str(gap);
+    docs.about.iter().for_each(|line| comment(text, line));
+    // Writing into a string does not fail.
+    let _ = writeln!(text, "[{name}]");
+    for (key, doc) in docs.keys {
+        doc.iter().for_each(|line| comment(text, line));
+        if let Some(value) = values.get(*key) {
+            let _ = writeln!(text, "{key} = {value}");
+        }
+    }
+}
+
+fn comment(text: &mut String, line: &str) {
+    let _ = writeln!(text, "#{line}");
+}

@@ -1,0 +1,188 @@
+use super::raw::Raw;
+use anyhow::{Context, Result, bail};
+use mortise_deploy::DeployLimits;
+use mortise_serve::ServeConfig;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The settings as the server uses them: checked once, with units in types.
+#[derive(Clone)]
+pub(crate) struct Resolved {
+    pub(crate) store_dir: PathBuf,
+    pub(crate) http: HttpSettings,
+    pub(crate) metrics_address: SocketAddr,
+    pub(crate) admin: AdminSettings,
+    pub(crate) serving: ServeConfig,
+    pub(crate) plugins: PluginSettings,
+    pub(crate) deploy: DeployLimits,
+    pub(crate) worker_threads: usize,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) log: String,
+}
+
+/// The data plane.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpSettings {
+    pub(crate) address: SocketAddr,
+    /// Largest request body, after decompression.
+    pub(crate) max_body_bytes: usize,
+    pub(crate) request_timeout: Duration,
+    pub(crate) header_timeout: Duration,
+    pub(crate) max_connections: usize,
+    /// Whether load and unload work on the data port.
+    pub(crate) repository_control: bool,
+}
+
+/// The admin API.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminSettings {
+    pub(crate) address: SocketAddr,
+    pub(crate) max_pending_uploads: usize,
+    pub(crate) pending_upload_timeout: Duration,
+}
+
+/// Bounds on plugins.
+#[derive(Clone, Debug)]
+pub(crate) struct PluginSettings {
+    pub(crate) call_timeout: Duration,
+    pub(crate) load_timeout: Duration,
+    pub(crate) memory_bytes: usize,
+    pub(crate) compile_timeout: Duration,
+    pub(crate) compile_memory_bytes: u64,
+}
+
+/// What the command line sets over the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    /// Replaces the host of all three addresses.
+    pub(crate) host: Option<String>,
+    pub(crate) http_port: Option<u16>,
+    pub(crate) metrics_port: Option<u16>,
+    pub(crate) admin_port: Option<u16>,
+}
+
+impl Overrides {
+    /// Writes the overrides into the file's settings.
+    pub(crate) fn apply(&self, raw: &mut Raw) {
+        let changes = [
+            (&mut raw.http.address, self.http_port),
+            (&mut raw.metrics.address, self.metrics_port),
+            (&mut raw.admin.address, self.admin_port),
+        ];
+        for (address, port) in changes {
+            let (host, old_port) = address.rsplit_once(':').unwrap_or((address.as_str(), "0"));
+            let host = self.host.as_deref().unwrap_or(host);
+            let port = port.map_or_else(|| old_port.to_string(), |port| port.to_string());
+            *address = format!("{host}:{port}");
+        }
+    }
+}
+
+impl Resolved {
+    /// # Errors
+    /// When an address does not resolve or a bound is 0; names the key.
+    pub(crate) fn new(raw: &Raw, store_dir: PathBuf) -> Result<Self> {
+        refuse_zeros(raw)?;
+        Ok(Self {
+            store_dir,
+            http: HttpSettings {
+                address: address("http.address", &raw.http.address)?,
+                max_body_bytes: raw.http.max_body_bytes as usize,
+                request_timeout: Duration::from_millis(raw.http.request_timeout_ms),
+                header_timeout: Duration::from_millis(raw.http.header_timeout_ms),
+                max_connections: raw.http.max_connections as usize,
+                repository_control: raw.http.repository_control,
+            },
+            metrics_address: address("metrics.address", &raw.metrics.address)?,
+            admin: AdminSettings {
+                address: address("admin.address", &raw.admin.address)?,
+                max_pending_uploads: raw.admin.max_pending_uploads as usize,
+                pending_upload_timeout: Duration::from_millis(raw.admin.pending_upload_timeout_ms),
+            },
+            serving: serving(raw),
+            plugins: PluginSettings {
+                call_timeout: Duration::from_millis(raw.plugins.call_timeout_ms),
+                load_timeout: Duration::from_millis(raw.plugins.load_timeout_ms),
+                memory_bytes: raw.plugins.memory_bytes as usize,
+                compile_timeout: Duration::from_millis(raw.plugins.compile_timeout_ms),
+                compile_memory_bytes: raw.plugins.compile_memory_bytes,
+            },
+            deploy: deploy(raw),
+            worker_threads: or_cores(raw.server.worker_threads),
+            shutdown_timeout: Duration::from_millis(raw.server.shutdown_timeout_ms),
+            log: raw.server.log.clone(),
+        })
+    }
+}
+
+fn serving(raw: &Raw) -> ServeConfig {
+    ServeConfig {
+        compute_threads: or_cores(raw.serving.compute_threads),
+        plugin_threads: or_cores(raw.serving.plugin_threads).max(2),
+        max_endpoint_requests: raw.serving.max_endpoint_requests as usize,
+        max_admitted_bytes: raw.serving.max_admitted_bytes,
+        in_place_below: Duration::from_micros(raw.serving.in_place_below_us),
+        default_timeout: Duration::from_millis(raw.http.request_timeout_ms),
+        max_loop_iterations: raw.serving.max_loop_iterations,
+        ..ServeConfig::default()
+    }
+}
+
+fn deploy(raw: &Raw) -> DeployLimits {
+    let defaults = DeployLimits::default();
+    let memory = match raw.deploy.max_model_memory_bytes {
+        0 => defaults.max_model_memory_bytes,
+        bytes => bytes,
+    };
+    DeployLimits {
+        max_artifact_bytes: raw.deploy.max_artifact_bytes,
+        max_files: raw.deploy.max_files as usize,
+        max_concurrent_deployments: raw.deploy.max_concurrent_deployments as usize,
+        max_model_memory_bytes: memory,
+        keep_versions: raw.deploy.keep_versions as usize,
+        self_test_timeout: Duration::from_millis(raw.deploy.self_test_timeout_ms),
+        drain_timeout: Duration::from_millis(raw.deploy.drain_timeout_ms),
+        ..defaults
+    }
+}
+
+fn or_cores(threads: u64) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(2, usize::from),
+        // More threads than this help nobody, and 2^64 of them would not start.
+        count => count.min(1_024) as usize,
+    }
+}
+
+fn address(key: &str, text: &str) -> Result<SocketAddr> {
+    let mut found = text
+        .to_socket_addrs()
+        .with_context(|| format!("{key} = \"{text}\" is not an address such as 127.0.0.1:8000"))?;
+    found.next().with_context(|| format!("{key} = \"{text}\" names no address"))
+}
+
+fn refuse_zeros(raw: &Raw) -> Result<()> {
+    let bounds = [
+        ("http.max_body_bytes", raw.http.max_body_bytes),
+        ("http.request_timeout_ms", raw.http.request_timeout_ms),
+        ("http.header_timeout_ms", raw.http.header_timeout_ms),
+        ("http.max_connections", raw.http.max_connections),
+        ("admin.max_pending_uploads", raw.admin.max_pending_uploads),
+        ("serving.max_endpoint_requests", raw.serving.max_endpoint_requests),
+        ("serving.max_admitted_bytes", raw.serving.max_admitted_bytes),
+        ("plugins.call_timeout_ms", raw.plugins.call_timeout_ms),
+        ("plugins.load_timeout_ms", raw.plugins.load_timeout_ms),
+        ("plugins.memory_bytes", raw.plugins.memory_bytes),
+        ("plugins.compile_timeout_ms", raw.plugins.compile_timeout_ms),
+        ("plugins.compile_memory_bytes", raw.plugins.compile_memory_bytes),
+        ("deploy.max_artifact_bytes", raw.deploy.max_artifact_bytes),
+        ("deploy.max_files", raw.deploy.max_files),
+        ("deploy.max_concurrent_deployments", raw.deploy.max_concurrent_deployments),
+        ("deploy.keep_versions", raw.deploy.keep_versions),
+    ];
+    match bounds.iter().find(|(_, value)| *value == 0) {
+        None => Ok(()),
+        Some((key, _)) => bail!("{key} = 0 would refuse everything; give a positive number"),
+    }
+}
