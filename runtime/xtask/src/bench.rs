@@ -1,0 +1,65 @@
+//! `cargo xtask bench …`: builds, then runs the `mortise-bench` binary, which
+//! prints a table and, last, one JSON object.
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::sh::Command;
+use crate::workspace::Workspace;
+use crate::{components, python};
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// 1,000 version swaps under 16 clients, and the stall of a slow deployment.
+    Swap,
+    /// The cost of crossing into a plugin, and of loading one.
+    Plugin,
+    /// Requests per second beside LitServe, FastAPI and a bare hyper server.
+    Serve,
+    /// Idle memory, start-up time, size of the binary.
+    Footprint,
+    /// `kill -9` during deployments.
+    Crash,
+}
+
+/// Builds what the benchmark needs, runs it, and prints what it prints.
+pub(crate) fn run(workspace: &Workspace, what: Bench, args: &[String]) -> Result<()> {
+    components::build_plugins(workspace)?;
+    if matches!(what, Bench::Swap | Bench::Plugin) {
+        components::build_guests(workspace)?;
+    }
+    workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run()?;
+    measure(workspace, what, &args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+}
+
+/// Runs a built benchmark and returns its last line as JSON.
+pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Result<Value> {
+    let name = what.to_possible_value().context("every benchmark has a name")?;
+    let mut command = Command::new(workspace.binary("mortise-bench"))
+        .args([name.get_name()])
+        .args(args)
+        .envs(workspace.environment())
+        .env("MORTISE_COMMIT", commit(workspace));
+    if what == Bench::Serve {
+        let python = python::environment(workspace, "venv-bench", "tests/bench/requirements.txt")?;
+        command = command.env("MORTISE_BENCH_PYTHON", python);
+    }
+    let mut last = String::new();
+    let success = command.stream(|line| {
+        println!("{line}");
+        last = line.to_owned();
+    })?;
+    anyhow::ensure!(success, "the benchmark failed");
+    serde_json::from_str(&last).context("the last line of a benchmark is one JSON object")
+}
+
+/// The commit measured, marked when the tree differs from it.
+fn commit(workspace: &Workspace) -> String {
+    let git = |args: &[&str]| Command::new("git").args(args).current_dir(&workspace.root).output();
+    let hash = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|_| "unknown".into());
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Ok(changes) if !changes.is_empty() => format!("{hash}-modified"),
+        _ => hash,
+    }
+}

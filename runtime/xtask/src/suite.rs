@@ -1,0 +1,261 @@
+//! `cargo xtask test` and `soak`: the steps, their order, and the tally.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::sh::{Command, seconds};
+use crate::workspace::Workspace;
+use crate::{bench, components, python, tidy};
+
+/// How long the open-ended tests go on.
+struct Effort {
+    fuzz_seconds: u32,
+    kills: u32,
+    swaps: u32,
+}
+
+const QUICK: Effort = Effort { fuzz_seconds: 20, kills: 20, swaps: 100 };
+const SOAK: Effort = Effort { fuzz_seconds: 600, kills: 200, swaps: 1_000 };
+
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+}
+
+impl Counts {
+    const ONE: Self = Self { passed: 1, failed: 0 };
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+struct Plan<'a> {
+    workspace: &'a Workspace,
+    effort: Effort,
+}
+
+type Run = fn(&Plan) -> Result<Counts>;
+
+struct Step {
+    name: &'static str,
+    /// The steps after this one need what it builds.
+    required: bool,
+    run: Run,
+}
+
+const fn step(name: &'static str, run: Run) -> Step {
+    Step { name, required: false, run }
+}
+
+const fn required(name: &'static str, run: Run) -> Step {
+    Step { name, required: true, run }
+}
+
+/// Everything. The order is cheap before dear, and builds before their users.
+const TEST: &[Step] = &[
+    step("tidy", |context| tidy::check(context.workspace)),
+    required("plugins", |context| one(components::build_plugins(context.workspace))),
+    required("guests", |context| one(components::build_guests(context.workspace))),
+    required("binaries", build_binaries),
+    step("clippy", clippy),
+    step("rust tests", rust_tests),
+    required("python", |context| one(python_tests_environment(context.workspace).map(drop))),
+    step("models", |context| python_script(context, "tests/models/check.py")),
+    step("clients", |context| python_script(context, "tests/clients/check.py")),
+    step("fuzz", fuzz),
+    step("crash", crash),
+    step("swap", swap),
+];
+
+/// The open-ended tests at full length; `test` has passed before.
+const LONG: &[Step] = &[
+    required("plugins", |context| one(components::build_plugins(context.workspace))),
+    required("guests", |context| one(components::build_guests(context.workspace))),
+    required("binaries", build_binaries),
+    step("fuzz", fuzz),
+    step("crash", crash),
+    step("swap", swap),
+];
+
+pub(crate) fn test(workspace: &Workspace, only: Option<&str>) -> Result<()> {
+    let chosen: Vec<&Step> =
+        TEST.iter().filter(|step| only.is_none_or(|text| step.name.contains(text))).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = TEST.iter().map(|step| step.name).collect();
+        bail!("no step matches; there are: {}", names.join(", "));
+    }
+    run_steps(&Plan { workspace, effort: QUICK }, &chosen)
+}
+
+pub(crate) fn soak(workspace: &Workspace) -> Result<()> {
+    run_steps(&Plan { workspace, effort: SOAK }, &LONG.iter().collect::<Vec<_>>())
+}
+
+struct Line {
+    name: &'static str,
+    counts: Counts,
+    time: Duration,
+}
+
+fn run_steps(context: &Plan, steps: &[&Step]) -> Result<()> {
+    let wants_python = steps.iter().any(|step| step.name == "python");
+    let lines = thread::scope(|scope| {
+        // Downloading beside compiling: the network is idle otherwise. The
+        // step "python" reports a failure.
+        if wants_python {
+            scope.spawn(|| python_tests_environment(context.workspace).map(drop));
+        }
+        steps_in_order(context, steps)
+    });
+    let total = print_table(&lines);
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 { Err(anyhow!("{} failed", total.failed)) } else { Ok(()) }
+}
+
+fn steps_in_order(context: &Plan, steps: &[&Step]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for step in steps {
+        eprintln!("\n=== {} ===", step.name);
+        let start = Instant::now();
+        let counts = (step.run)(context).unwrap_or_else(|error| {
+            eprintln!("{}: {error:#}", step.name);
+            Counts { passed: 0, failed: 1 }
+        });
+        lines.push(Line { name: step.name, counts, time: start.elapsed() });
+        if step.required && counts.failed > 0 {
+            eprintln!("the steps after {} need it; stopping", step.name);
+            break;
+        }
+    }
+    lines
+}
+
+fn print_table(lines: &[Line]) -> Counts {
+    let mut total = Counts::default();
+    println!("\n{:<12} {:>7} {:>7} {:>10}", "step", "passed", "failed", "time");
+    for Line { name, counts, time } in lines {
+        println!("{name:<12} {:>7} {:>7} {:>10}", counts.passed, counts.failed, seconds(*time));
+        total.add(*counts);
+    }
+    total
+}
+
+fn one(result: Result<()>) -> Result<Counts> {
+    result.map(|()| Counts::ONE)
+}
+
+/// One selection of packages for all builds and tests: another one would mean
+/// other features, and wasmtime compiled twice.
+fn build_binaries(context: &Plan) -> Result<Counts> {
+    one(context.workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run())
+}
+
+fn clippy(context: &Plan) -> Result<Counts> {
+    const ARGS: &[&str] = &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    one(context.workspace.cargo(ARGS).run())
+}
+
+fn rust_tests(context: &Plan) -> Result<Counts> {
+    counted(context.workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
+}
+
+fn python_tests_environment(workspace: &Workspace) -> Result<PathBuf> {
+    python::environment(workspace, "venv", "tests/requirements.txt")
+}
+
+fn python_script(context: &Plan, script: &str) -> Result<Counts> {
+    let workspace = context.workspace;
+    let python = python_tests_environment(workspace)?;
+    counted(
+        Command::new(python)
+            .args([workspace.path(script)])
+            .current_dir(&workspace.root)
+            .envs(workspace.environment()),
+    )
+}
+
+fn fuzz(context: &Plan) -> Result<Counts> {
+    let seconds = context.effort.fuzz_seconds.to_string();
+    let manifest = "tests/fuzz/Cargo.toml";
+    let run = ["run", "--release", "--quiet", "--manifest-path", manifest, "--"];
+    let target = context.workspace.target.join("fuzz");
+    let command = context.workspace.cargo(&run).args(["--seconds", &seconds]);
+    counted(command.env("CARGO_TARGET_DIR", target))
+}
+
+fn crash(context: &Plan) -> Result<Counts> {
+    let kills = context.effort.kills.to_string();
+    let result = bench::measure(context.workspace, bench::Bench::Crash, &["--kills", &kills])?;
+    expect_zero(&result, &["torn", "lost_acknowledged"])
+}
+
+fn swap(context: &Plan) -> Result<Counts> {
+    let swaps = context.effort.swaps.to_string();
+    let result = bench::measure(context.workspace, bench::Bench::Swap, &["--swaps", &swaps])?;
+    expect_zero(&result, &["failed", "mixed_versions"])
+}
+
+/// Each key is one check: the number behind it is 0.
+fn expect_zero(result: &serde_json::Value, keys: &[&str]) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for key in keys {
+        let value = result[key].as_u64().with_context(|| format!("no {key} in the result"))?;
+        if value > 0 {
+            eprintln!("{key} is {value}, expected 0");
+        }
+        counts.passed += usize::from(value == 0);
+        counts.failed += usize::from(value != 0);
+    }
+    Ok(counts)
+}
+
+/// Runs a program that prints its tally, as `cargo test` does for each binary
+/// ("… 3 passed; 0 failed; …") or as our scripts do ("3 passed, 0 failed").
+fn counted(command: Command) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let success = command.stream(|line| {
+        println!("{line}");
+        counts.add(tally(line).unwrap_or_default());
+    })?;
+    match counts {
+        Counts { failed: 0, .. } if !success => bail!("failed before it could count"),
+        Counts { passed: 0, failed: 0 } => bail!("ran no test"),
+        counts => Ok(counts),
+    }
+}
+
+fn tally(line: &str) -> Option<Counts> {
+    let number_before = |word: &str| {
+        let head = line.split_once(word)?.0;
+        head.rsplit([' ', ',', ';']).find(|part| !part.is_empty())?.parse().ok()
+    };
+    let is_tally = line.starts_with("test result:") || line.ends_with(" failed");
+    is_tally
+        .then_some(Counts { passed: number_before(" passed")?, failed: number_before(" failed")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tally;
+
+    #[test]
+    fn tallies_are_read_from_both_forms() {
+        let cases = [
+            ("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured", Some((12, 0))),
+            ("test result: FAILED. 3 passed; 2 failed; 0 ignored", Some((3, 2))),
+            ("62 passed, 1 failed", Some((62, 1))),
+            ("running 3 tests", None),
+            ("the deployment failed", None),
+        ];
+        for (line, expected) in cases {
+            let counts = tally(line).map(|counts| (counts.passed, counts.failed));
+            assert_eq!(counts, expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The house rules, as checks. Each returns what is wrong, one line each.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use cargo_metadata::{DependencyKind, Package};
+
+use crate::sh::Command;
+use crate::suite::Counts;
+use crate::workspace::Workspace;
+
+/// Which crates of the workspace each layer may use.
+const EDGES: &[(&str, &[&str])] = &[
+    ("mortise-types", &[]),
+    ("mortise-wire", &["mortise-types"]),
+    ("mortise-graph", &["mortise-types"]),
+    ("mortise-observe", &["mortise-types"]),
+    ("mortise-host", &["mortise-types"]),
+    ("mortise-compute", &["mortise-graph", "mortise-types"]),
+    (
+        "mortise-serve",
+        &["mortise-host", "mortise-graph", "mortise-compute", "mortise-observe", "mortise-types"],
+    ),
+    (
+        "mortise-deploy",
+        &[
+            "mortise-serve",
+            "mortise-host",
+            "mortise-graph",
+            "mortise-compute",
+            "mortise-observe",
+            "mortise-types",
+        ],
+    ),
+    (
+        "mortise-server",
+        &[
+            "mortise-deploy",
+            "mortise-serve",
+            "mortise-host",
+            "mortise-graph",
+            "mortise-compute",
+            "mortise-observe",
+            "mortise-wire",
+            "mortise-types",
+        ],
+    ),
+    ("mortise-plugin-sdk", &[]),
+    // The bench measures the plugin host alone; the rest drives the binary.
+    ("mortise-tests", &["mortise-types", "mortise-wire", "mortise-host", "plugin-onnx"]),
+    ("xtask", &[]),
+];
+
+/// Heavy dependencies, and the only crates that may name them.
+const OWNERS: &[(&str, &[&str])] = &[
+    ("wasmtime", &["mortise-host"]),
+    ("wasmparser", &["mortise-host"]),
+    ("wit-component", &["mortise-host", "xtask"]),
+    ("wit-bindgen", &["mortise-plugin-sdk"]),
+    ("wgpu", &["mortise-compute"]),
+    ("rten-gemm", &["mortise-compute"]),
+    ("rten-simd", &["mortise-compute"]),
+    ("rten-vecmath", &["mortise-compute"]),
+    ("rusqlite", &["mortise-deploy"]),
+    ("hyper", &["mortise-server", "mortise-tests"]),
+    ("hyper-util", &["mortise-server", "mortise-tests"]),
+];
+
+/// What a plugin may use: the SDK, and crates that only shape data.
+const PLUGIN_DEPENDENCIES: &[&str] =
+    &["mortise-plugin-sdk", "serde", "serde_json", "safetensors", "bytemuck", "half"];
+
+const TOP_LEVEL: &[&str] = &[
+    ".cargo",
+    ".ci",
+    ".gitattributes",
+    ".gitignore",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "clippy.toml",
+    "deny.toml",
+    "plugin-sdk",
+    "plugins",
+    "runtime",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "shaders",
+    "tests",
+    "wit",
+];
+
+const MAX_FILE_BYTES: u64 = 400_000;
+
+/// Texts that no source file may contain. They are written in two halves so
+/// that this table does not find itself.
+const FORBIDDEN: &[(&str, &str, &str)] = &[
+    ("to", "do!(", "finish it or leave it out"),
+    ("unimple", "mented!(", "finish it or leave it out"),
+    ("db", "g!(", "use tracing"),
+    ("#[igno", "re", "a test that does not run is not a test"),
+    ("allow(dead", "_code)", "remove what is not used"),
+    ("FIX", "ME", "mend it or leave it out"),
+    ("/ro", "ot/", "a path of one machine"),
+    ("/ho", "me/", "a path of one machine"),
+    ("/wo", "rk/", "a path of one machine"),
+];
+
+type Check = fn(&Workspace, &[String]) -> Result<Vec<String>>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("layering", layering),
+    ("dependency owners", owners),
+    ("plugins use the SDK only", plugin_dependencies),
+    ("workspace lints", workspace_lints),
+    ("top-level names", top_level),
+    ("file sizes", file_sizes),
+    ("forbidden texts", forbidden_texts),
+    ("README commands", readme_commands),
+    ("formatting", formatting),
+];
+
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    match check(workspace)? {
+        Counts { failed: 0, .. } => Ok(()),
+        Counts { failed, .. } => bail!("{failed} of {} tidy checks failed", CHECKS.len()),
+    }
+}
+
+/// Runs every check and prints what each found.
+pub(crate) fn check(workspace: &Workspace) -> Result<Counts> {
+    let listed = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(&workspace.root)
+        .output()?;
+    let files: Vec<String> =
+        listed.lines().filter(|file| workspace.path(file).is_file()).map(str::to_owned).collect();
+    let mut failed = 0;
+    for (name, check) in CHECKS {
+        let findings = check(workspace, &files)?;
+        println!("tidy: {name}: {}", if findings.is_empty() { "ok" } else { "FAILED" });
+        for finding in &findings {
+            println!("    {finding}");
+        }
+        failed += usize::from(!findings.is_empty());
+    }
+    Ok(Counts { passed: CHECKS.len() - failed, failed })
+}
+
+/// Names of what a crate ships with: build dependencies count, development
+/// ones do not.
+fn shipped(package: &Package) -> impl Iterator<Item = &str> {
+    let used = package.dependencies.iter();
+    used.filter(|dependency| dependency.kind != DependencyKind::Development)
+        .map(|dependency| dependency.name.as_str())
+}
+
+fn layering(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let packages = workspace.metadata.workspace_packages();
+    let internal = |name: &str| packages.iter().any(|package| package.name.as_str() == name);
+    let mut findings = Vec::new();
+    for package in &packages {
+        let name = package.name.as_str();
+        if is_plugin(workspace, package) {
+            continue;
+        }
+        let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
+            findings.push(format!("{name} has no place in the layers: add it to EDGES"));
+            continue;
+        };
+        for used in shipped(package).filter(|used| internal(used) && !allowed.contains(used)) {
+            findings.push(format!("{name} must not depend on {used}"));
+        }
+    }
+    Ok(findings)
+}
+
+fn owners(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for package in workspace.metadata.workspace_packages() {
+        for used in shipped(package) {
+            let owner = OWNERS.iter().find(|(heavy, _)| *heavy == used);
+            if let Some((_, allowed)) = owner
+                && !allowed.contains(&package.name.as_str())
+            {
+                findings.push(format!(
+                    "{} uses {used}, which only {} may",
+                    package.name,
+                    allowed.join(" and ")
+                ));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn is_plugin(workspace: &Workspace, package: &Package) -> bool {
+    package.manifest_path.as_std_path().starts_with(workspace.path("plugins"))
+}
+
+fn plugin_dependencies(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let packages = workspace.metadata.workspace_packages();
+    let plugins = packages.into_iter().filter(|package| is_plugin(workspace, package));
+    let mut findings = Vec::new();
+    for plugin in plugins {
+        for used in shipped(plugin).filter(|used| !PLUGIN_DEPENDENCIES.contains(used)) {
+            findings.push(format!("{} depends on {used}", plugin.name));
+        }
+    }
+    Ok(findings)
+}
+
+fn workspace_lints(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for package in workspace.metadata.workspace_packages() {
+        let manifest = fs::read_to_string(&package.manifest_path)?;
+        if !manifest.contains("[lints]\nworkspace = true") {
+            findings.push(format!("{}: add [lints] workspace = true", package.name));
+        }
+    }
+    Ok(findings)
+}
+
+fn top_level(_: &Workspace, files: &[String]) -> Result<Vec<String>> {
+    let mut names: Vec<_> = files.iter().filter_map(|file| file.split('/').next()).collect();
+    names.dedup();
+    names.retain(|name| !TOP_LEVEL.contains(name));
+    Ok(names.into_iter().map(|name| format!("{name} is not an agreed top-level name")).collect())
+}
+
+fn file_sizes(workspace: &Workspace, files: &[String]) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for file in files {
+        let bytes = fs::metadata(workspace.path(file))?.len();
+        if bytes > MAX_FILE_BYTES {
+            findings.push(format!("{file}: {bytes} bytes, limit {MAX_FILE_BYTES}"));
+        }
+    }
+    Ok(findings)
+}
+
+fn forbidden_texts(workspace: &Workspace, files: &[String]) -> Result<Vec<String>> {
+    const TEXT: &[&str] = &["rs", "py", "md", "toml", "wit", "wgsl", "sh", "json"];
+    let mut findings = Vec::new();
+    for file in files {
+        let extension = Path::new(file).extension().and_then(|extension| extension.to_str());
+        if !extension.is_some_and(|extension| TEXT.contains(&extension)) {
+            continue;
+        }
+        let text = fs::read_to_string(workspace.path(file))?;
+        for (number, line) in text.lines().enumerate() {
+            for (head, tail, advice) in FORBIDDEN {
+                let needle = [*head, *tail].concat();
+                if line.contains(&needle) {
+                    findings.push(format!("{file}:{}: `{needle}`: {advice}", number + 1));
+                }
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn readme_commands(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let text = fs::read_to_string(workspace.path("README.md")).unwrap_or_default();
+    let commands = ["cargo xtask serve", "cargo xtask test"];
+    let missing = commands.iter().filter(|command| !text.contains(**command));
+    Ok(missing.map(|command| format!("README.md does not mention `{command}`")).collect())
+}
+
+fn formatting(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for manifest in ["Cargo.toml", "tests/guests/Cargo.toml", "tests/fuzz/Cargo.toml"] {
+        let path = workspace.path(manifest);
+        if !path.exists() {
+            continue;
+        }
+        let check = Command::new("cargo").args(["fmt", "--all", "--check", "--manifest-path"]);
+        let clean = check.args([&path]).stream(|line| {
+            if line.starts_with("Diff in ") {
+                findings.push(line.to_owned());
+            }
+        })?;
+        if !clean && findings.is_empty() {
+            findings.push(format!("cargo fmt --check fails for {manifest}"));
+        }
+    }
+    Ok(findings)
+}
