@@ -1,0 +1,30 @@
+use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
+use std::any::Any;
+use std::sync::Arc;
+
+/// Compiles the graphs that plugins describe. Implemented above this crate,
+/// over a device.
+pub trait GraphRunner: Send + Sync {
+    /// Checks and compiles `def`. Every instance of a plugin calls this with
+    /// the same graph: implementations return the same object for equal graphs
+    /// and assets.
+    ///
+    /// # Errors
+    /// `Unsupported` names every operator that is not implemented.
+    fn prepare(&self, def: &GraphDef, assets: &Assets) -> Result<Arc<dyn PreparedGraph>>;
+}
+
+/// A compiled graph.
+pub trait PreparedGraph: Send + Sync {
+    fn signature(&self) -> &Signature;
+
+    /// Runs the graph: inputs and outputs in the signature's order.
+    ///
+    /// # Errors
+    /// `InvalidInput` on a wrong count, dtype or shape, `Deadline` and
+    /// `LimitExceeded` when `control` says so.
+    fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>>;
+
+    /// For the implementor of [`GraphRunner`] to get its own type back.
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
