@@ -13,6 +13,7 @@ mod rows;
 mod validate;
 mod weights;
 
+pub use fuse::FUSED_DOMAIN;
 pub use infer::Fact;
 pub use limits::GraphLimits;
 pub use plan::{Evaluate, Plan, plan};

@@ -34,6 +34,7 @@ fn families(domain: &str) -> &'static [&'static [Entry]] {
         "" | "ai.onnx" => MAIN,
         "ai.onnx.ml" => ML,
         "com.microsoft" => MICROSOFT,
+        mortise_graph::FUSED_DOMAIN => FUSED,
         _ => &[],
     }
 }
@@ -67,3 +68,6 @@ const MICROSOFT: &[&[Entry]] = &[
     quant::MS_ENTRIES,
     text::MS_ENTRIES,
 ];
+
+/// Operators that only the planner writes.
+const FUSED: &[&[Entry]] = &[matmul::FUSED_ENTRIES];

@@ -3,13 +3,16 @@
 //! `MS_ENTRIES` are of `com.microsoft`.
 
 pub(crate) mod attention;
+pub(crate) mod broadcast;
 pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod index_ops;
+pub(crate) mod layout;
 pub(crate) mod matmul;
 pub(crate) mod ml_linear;
 pub(crate) mod ml_prep;
+pub(crate) mod ml_scores;
 pub(crate) mod ml_svm;
 pub(crate) mod ml_trees;
 pub(crate) mod norm;
