@@ -233,34 +233,59 @@ impl NodeBuilder<'_> {
     /// As [`NodeBuilder::output`].
     pub fn outputs(self, count: u32) -> Result<Vec<Value>> {
         let name = self.name.unwrap_or_else(|| self.graph.next_name(&self.op));
-        let attributes = self.attributes.iter().map(|(name, value)| value.named(name)).collect();
+        let attributes: Vec<(String, Lowered)> =
+            self.attributes.into_iter().map(|(name, value)| (name, value.lower())).collect();
+        let (tensors, moved) = split(attributes);
+        let borrowed = tensors.iter().map(|(name, tensor)| raw::NamedAttribute {
+            name: name.clone(),
+            value: raw::Attribute::Tensor(tensor.raw()),
+        });
         let node = raw::Node {
             domain: self.domain,
             op: self.op,
             opset: self.opset,
             name,
             inputs: self.inputs,
-            attributes,
+            attributes: borrowed.chain(moved).collect(),
             output_count: count,
         };
         Ok(self.graph.raw.op(&node)?.into_iter().map(Value).collect())
     }
 }
 
+/// An attribute on its way to the host: tensors are passed by reference,
+/// everything else is moved, since lists can be large.
+enum Lowered {
+    Tensor(Tensor),
+    Moved(raw::Attribute<'static>),
+}
+
 impl Attribute {
-    fn named(&self, name: &str) -> raw::NamedAttribute<'_> {
-        let value = match self {
-            Self::Int(value) => raw::Attribute::Int(*value),
-            Self::Float(value) => raw::Attribute::Float(*value),
-            Self::Text(value) => raw::Attribute::Text(value.clone()),
-            Self::Tensor(value) => raw::Attribute::Tensor(value.raw()),
+    fn lower(self) -> Lowered {
+        Lowered::Moved(match self {
+            Self::Tensor(tensor) => return Lowered::Tensor(tensor),
+            Self::Int(value) => raw::Attribute::Int(value),
+            Self::Float(value) => raw::Attribute::Float(value),
+            Self::Text(value) => raw::Attribute::Text(value),
             Self::Graph(value) => raw::Attribute::Graph(value.0),
-            Self::Ints(values) => raw::Attribute::Ints(values.clone()),
-            Self::Floats(values) => raw::Attribute::Floats(values.clone()),
-            Self::Texts(values) => raw::Attribute::Texts(values.clone()),
-        };
-        raw::NamedAttribute { name: name.to_owned(), value }
+            Self::Ints(values) => raw::Attribute::Ints(values),
+            Self::Floats(values) => raw::Attribute::Floats(values),
+            Self::Texts(values) => raw::Attribute::Texts(values),
+        })
     }
+}
+
+type Tensors = Vec<(String, Tensor)>;
+
+fn split(attributes: Vec<(String, Lowered)>) -> (Tensors, Vec<raw::NamedAttribute<'static>>) {
+    let (mut tensors, mut moved) = (Vec::new(), Vec::new());
+    for (name, value) in attributes {
+        match value {
+            Lowered::Tensor(tensor) => tensors.push((name, tensor)),
+            Lowered::Moved(value) => moved.push(raw::NamedAttribute { name, value }),
+        }
+    }
+    (tensors, moved)
 }
 
 macro_rules! attribute_from {
