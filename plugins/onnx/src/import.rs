@@ -24,7 +24,7 @@ const MAX_ATTRIBUTE_TENSOR_BYTES: u64 = 64 << 20;
 const IDENTITY_OPSET: u32 = 16;
 
 /// The files of the deployment, as the importer needs them.
-pub(crate) trait Files {
+pub trait Files {
     /// The asset that holds the model itself.
     fn model(&self) -> &str;
     /// The asset for the `location` of external data, and its size.
@@ -34,21 +34,21 @@ pub(crate) trait Files {
 
 /// What the importer is told besides the model.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Options {
+pub struct Options {
     /// Shapes of inputs that replace the declared ones, by name.
-    pub(crate) shapes: BTreeMap<String, Vec<i64>>,
+    pub shapes: BTreeMap<String, Vec<i64>>,
 }
 
 /// What was changed on the way, for the log.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Notes(pub(crate) Vec<String>);
+pub struct Notes(pub(crate) Vec<String>);
 
 /// Puts the whole model into the sink.
 ///
 /// # Errors
 /// When the model is malformed, or uses what cannot be passed on; the message
 /// names the node or tensor.
-pub(crate) fn import<S: Sink>(
+pub fn import<S: Sink>(
     model: &Model,
     files: &dyn Files,
     options: &Options,

@@ -15,45 +15,45 @@ const ITEM_BYTES: u64 = 64;
 
 /// `ModelProto`.
 #[derive(Debug, Default)]
-pub(crate) struct Model {
-    pub(crate) opsets: Vec<(String, i64)>,
-    pub(crate) graph: Option<Graph>,
-    pub(crate) functions: Vec<Function>,
+pub struct Model {
+    pub opsets: Vec<(String, i64)>,
+    pub graph: Option<Graph>,
+    pub functions: Vec<Function>,
 }
 
 /// `GraphProto`.
 #[derive(Debug, Default)]
-pub(crate) struct Graph {
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) initializers: Vec<Tensor>,
-    pub(crate) sparse_initializer_count: usize,
-    pub(crate) inputs: Vec<ValueInfo>,
-    pub(crate) outputs: Vec<ValueInfo>,
+pub struct Graph {
+    pub nodes: Vec<Node>,
+    pub initializers: Vec<Tensor>,
+    pub sparse_initializer_count: usize,
+    pub inputs: Vec<ValueInfo>,
+    pub outputs: Vec<ValueInfo>,
 }
 
 /// `NodeProto`.
 #[derive(Debug, Default)]
-pub(crate) struct Node {
+pub struct Node {
     /// Where the node lies in the file, for messages.
-    pub(crate) offset: u64,
-    pub(crate) domain: String,
-    pub(crate) op: String,
-    pub(crate) overload: String,
-    pub(crate) name: String,
-    pub(crate) inputs: Vec<String>,
-    pub(crate) outputs: Vec<String>,
-    pub(crate) attributes: Vec<Attribute>,
+    pub offset: u64,
+    pub domain: String,
+    pub op: String,
+    pub overload: String,
+    pub name: String,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
+    pub attributes: Vec<Attribute>,
 }
 
 /// `AttributeProto`.
 #[derive(Debug)]
-pub(crate) struct Attribute {
-    pub(crate) name: String,
-    pub(crate) value: AttributeValue,
+pub struct Attribute {
+    pub name: String,
+    pub value: AttributeValue,
 }
 
 #[derive(Debug)]
-pub(crate) enum AttributeValue {
+pub enum AttributeValue {
     Int(i64),
     Float(f32),
     Text(Vec<u8>),
@@ -70,28 +70,28 @@ pub(crate) enum AttributeValue {
 
 /// `FunctionProto`.
 #[derive(Debug, Default)]
-pub(crate) struct Function {
-    pub(crate) domain: String,
-    pub(crate) name: String,
-    pub(crate) overload: String,
-    pub(crate) inputs: Vec<String>,
-    pub(crate) outputs: Vec<String>,
+pub struct Function {
+    pub domain: String,
+    pub name: String,
+    pub overload: String,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
     /// Attributes with a default.
-    pub(crate) defaults: Vec<Attribute>,
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) opsets: Vec<(String, i64)>,
+    pub defaults: Vec<Attribute>,
+    pub nodes: Vec<Node>,
+    pub opsets: Vec<(String, i64)>,
 }
 
 /// `ValueInfoProto`.
 #[derive(Debug)]
-pub(crate) struct ValueInfo {
-    pub(crate) name: String,
-    pub(crate) kind: ValueKind,
+pub struct ValueInfo {
+    pub name: String,
+    pub kind: ValueKind,
 }
 
 /// `TypeProto`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum ValueKind {
+pub enum ValueKind {
     /// Dimensions are `None` when the shape is not declared, and -1 where a
     /// size is not.
     Tensor {
@@ -105,15 +105,15 @@ pub(crate) enum ValueKind {
 
 /// `TensorProto`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Tensor {
-    pub(crate) name: String,
-    pub(crate) dtype: DType,
-    pub(crate) dims: Vec<u64>,
-    pub(crate) data: TensorData,
+pub struct Tensor {
+    pub name: String,
+    pub dtype: DType,
+    pub dims: Vec<u64>,
+    pub data: TensorData,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum TensorData {
+pub enum TensorData {
     /// Bytes of the model file.
     File(ByteRange),
     /// Bytes of another file; to its end when there is no length.
@@ -132,7 +132,7 @@ impl Tensor {
     ///
     /// # Errors
     /// When the product of the dimensions overflows.
-    pub(crate) fn count(&self) -> Result<u64> {
+    pub fn count(&self) -> Result<u64> {
         self.dims.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim)).ok_or_else(|| {
             invalid(format!("tensor \"{}\" has too many elements: {:?}", self.name, self.dims))
         })
@@ -142,7 +142,7 @@ impl Tensor {
     ///
     /// # Errors
     /// When the size overflows, or the elements are strings.
-    pub(crate) fn byte_len(&self) -> Result<u64> {
+    pub fn byte_len(&self) -> Result<u64> {
         self.dtype.byte_len(self.count()?).ok_or_else(|| {
             invalid(format!("tensor \"{}\" has no byte size: {}", self.name, self.dtype))
         })
@@ -153,7 +153,7 @@ impl Tensor {
 ///
 /// # Errors
 /// When the file is malformed (with the byte), or a limit is hit.
-pub(crate) fn read_model(file: &File<'_>) -> Result<Model> {
+pub fn read_model(file: &File<'_>) -> Result<Model> {
     let parser = Parser { file, items_left: std::cell::Cell::new(MAX_ITEMS) };
     parser.model(file.message())
 }
@@ -166,7 +166,7 @@ struct Parser<'f, 's> {
 impl<'f, 's> Parser<'f, 's> {
     fn model(&self, mut fields: Fields<'_, '_>) -> Result<Model> {
         let mut model = Model::default();
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 7 => model.graph = Some(self.graph(&field, 0)?),
                 8 => model.opsets.push(self.opset(&field)?),
@@ -181,7 +181,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let (mut domain, mut version) = (String::new(), 0);
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => domain = self.text(&field)?,
                 2 => version = field.int()?,
@@ -195,7 +195,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let mut function = Function::default();
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => function.name = self.text(&field)?,
                 4 => function.inputs.push(self.text(&field)?),
@@ -218,7 +218,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let mut graph = Graph::default();
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => graph.nodes.push(self.node(&field, depth)?),
                 5 => graph.initializers.push(self.tensor(&field)?),
@@ -235,7 +235,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let mut node = Node { offset: field.offset, ..Node::default() };
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => node.inputs.push(self.text(&field)?),
                 2 => node.outputs.push(self.text(&field)?),
@@ -255,7 +255,7 @@ impl<'f, 's> Parser<'f, 's> {
         let offset = field.offset;
         let mut parts = AttributeParts::default();
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             self.attribute_field(&field, depth, &mut parts)?;
         }
         let name = parts.name.clone();
@@ -294,7 +294,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let mut info = ValueInfo { name: String::new(), kind: ValueKind::Undeclared };
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => info.name = self.text(&field)?,
                 2 => info.kind = self.value_kind(&field)?,
@@ -307,7 +307,7 @@ impl<'f, 's> Parser<'f, 's> {
     fn value_kind(&self, field: &Field) -> Result<ValueKind> {
         let mut kind = ValueKind::Undeclared;
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => kind = self.tensor_kind(&field)?,
                 4 => kind = ValueKind::Other("a sequence"),
@@ -324,7 +324,7 @@ impl<'f, 's> Parser<'f, 's> {
     fn tensor_kind(&self, field: &Field) -> Result<ValueKind> {
         let (mut element, mut dims) = (0, None);
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => element = field.int()?,
                 2 => dims = Some(self.declared_dims(&field)?),
@@ -337,14 +337,14 @@ impl<'f, 's> Parser<'f, 's> {
     fn declared_dims(&self, field: &Field) -> Result<Vec<i64>> {
         let mut dims = Vec::new();
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             if field.number != 1 {
                 continue;
             }
             self.file.keep(8, field.offset)?;
             let mut size = -1;
             let mut inner = self.open(&field)?;
-            while let Some(field) = inner.next()? {
+            while let Some(field) = inner.next_field()? {
                 if field.number == 1 {
                     size = field.int()?.max(-1);
                 }
@@ -358,7 +358,7 @@ impl<'f, 's> Parser<'f, 's> {
         self.item(field)?;
         let mut parts = TensorParts::default();
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             self.tensor_field(&field, &mut parts)?;
         }
         parts.into_tensor(field.offset)
@@ -388,8 +388,11 @@ impl<'f, 's> Parser<'f, 's> {
             && parts.bytes.is_empty()
             && parts.packed.is_none()
         {
-            if !span.len().is_multiple_of(size) {
-                return Err(at(field.offset, format!("packed floats take {} bytes", span.len())));
+            if !span.length().is_multiple_of(size) {
+                return Err(at(
+                    field.offset,
+                    format!("packed floats take {} bytes", span.length()),
+                ));
             }
             parts.packed = Some(span);
             return Ok(());
@@ -412,7 +415,7 @@ impl<'f, 's> Parser<'f, 's> {
     fn external(&self, field: &Field, parts: &mut TensorParts) -> Result<()> {
         let (mut key, mut value) = (String::new(), String::new());
         let mut fields = self.open(field)?;
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             match field.number {
                 1 => key = self.text(&field)?,
                 2 => value = self.text(&field)?,
@@ -555,7 +558,7 @@ impl TensorParts {
             return Ok(TensorData::Strings(self.strings));
         }
         if let Some(span) = self.raw.or(self.packed) {
-            return Ok(TensorData::File(ByteRange { offset: span.start, length: span.len() }));
+            return Ok(TensorData::File(ByteRange { offset: span.start, length: span.length() }));
         }
         if !self.bytes.is_empty() {
             return Ok(TensorData::Bytes(self.bytes));
@@ -601,7 +604,7 @@ fn narrow(dtype: DType, ints: &[i64]) -> Vec<u8> {
 ///
 /// # Errors
 /// When the type is undefined or unknown.
-pub(crate) fn element_type(number: i64, what: impl Fn() -> String) -> Result<DType> {
+pub fn element_type(number: i64, what: impl Fn() -> String) -> Result<DType> {
     match number {
         0 => Err(invalid(format!("{} has no element type", what()))),
         14 | 15 => Err(Error::unsupported(format!("{} has complex numbers as elements", what()))),

@@ -7,7 +7,7 @@ use mortise_plugin_sdk::Result;
 use std::cell::{Cell, RefCell};
 
 /// Where the bytes of a file come from.
-pub(crate) trait Source {
+pub trait Source {
     /// Size in bytes.
     ///
     /// # Errors
@@ -32,7 +32,7 @@ const MAX_KEPT_BYTES: u64 = 128 << 20;
 const MAX_FETCH_BYTES: u64 = 8 << 20;
 
 /// A file under reading.
-pub(crate) struct File<'s> {
+pub struct File<'s> {
     source: &'s dyn Source,
     len: u64,
     window: RefCell<Window>,
@@ -47,29 +47,29 @@ struct Window {
 
 /// A range of bytes of the file; `end` is exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
+pub struct Span {
+    pub start: u64,
+    pub end: u64,
 }
 
 impl Span {
-    pub(crate) fn len(self) -> u64 {
+    pub fn length(self) -> u64 {
         self.end - self.start
     }
 }
 
 /// One field of a message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Field {
-    pub(crate) number: u32,
+pub struct Field {
+    pub number: u32,
     /// Where its tag starts.
-    pub(crate) offset: u64,
-    pub(crate) value: Wire,
+    pub offset: u64,
+    pub value: Wire,
 }
 
 /// A field's value as protobuf encodes it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Wire {
+pub enum Wire {
     Varint(u64),
     Fixed64(u64),
     Fixed32(u32),
@@ -79,19 +79,19 @@ pub(crate) enum Wire {
 impl<'s> File<'s> {
     /// # Errors
     /// When the size cannot be read.
-    pub(crate) fn open(source: &'s dyn Source) -> Result<Self> {
+    pub fn open(source: &'s dyn Source) -> Result<Self> {
         let len = source.size()?;
         let kept_left = Cell::new(MAX_KEPT_BYTES);
         Ok(Self { source, len, window: RefCell::default(), kept_left })
     }
 
     /// The whole file as one message.
-    pub(crate) fn message(&self) -> Fields<'_, 's> {
+    pub fn message(&self) -> Fields<'_, 's> {
         self.fields(Span { start: 0, end: self.len })
     }
 
     /// The fields of the message that lies in `span`.
-    pub(crate) fn fields(&self, span: Span) -> Fields<'_, 's> {
+    pub fn fields(&self, span: Span) -> Fields<'_, 's> {
         Fields { file: self, position: span.start, end: span.end }
     }
 
@@ -99,12 +99,12 @@ impl<'s> File<'s> {
     ///
     /// # Errors
     /// When all that was kept exceeds the limit.
-    pub(crate) fn bytes(&self, span: Span) -> Result<Vec<u8>> {
-        self.keep(span.len(), span.start)?;
+    pub fn bytes(&self, span: Span) -> Result<Vec<u8>> {
+        self.keep(span.length(), span.start)?;
         if let Some(bytes) = self.window_bytes(span) {
             return Ok(bytes);
         }
-        if span.len() <= WINDOW_BYTES / 4 {
+        if span.length() <= WINDOW_BYTES / 4 {
             self.load_window(span.start)?;
             if let Some(bytes) = self.window_bytes(span) {
                 return Ok(bytes);
@@ -128,7 +128,7 @@ impl<'s> File<'s> {
     ///
     /// # Errors
     /// When it is not UTF-8, or the limit on what is kept is hit.
-    pub(crate) fn text(&self, span: Span) -> Result<String> {
+    pub fn text(&self, span: Span) -> Result<String> {
         String::from_utf8(self.bytes(span)?).map_err(|_| at(span.start, "text is not UTF-8"))
     }
 
@@ -136,7 +136,7 @@ impl<'s> File<'s> {
     ///
     /// # Errors
     /// When the sum exceeds the limit.
-    pub(crate) fn keep(&self, bytes: u64, offset: u64) -> Result<()> {
+    pub fn keep(&self, bytes: u64, offset: u64) -> Result<()> {
         let left = self.kept_left.get().checked_sub(bytes).ok_or_else(|| {
             at(
                 offset,
@@ -177,7 +177,7 @@ impl<'s> File<'s> {
 }
 
 /// Visits the fields of one message in order.
-pub(crate) struct Fields<'f, 's> {
+pub struct Fields<'f, 's> {
     file: &'f File<'s>,
     position: u64,
     end: u64,
@@ -188,7 +188,7 @@ impl Fields<'_, '_> {
     ///
     /// # Errors
     /// When the bytes are no protobuf; the message names the offset.
-    pub(crate) fn next(&mut self) -> Result<Option<Field>> {
+    pub fn next_field(&mut self) -> Result<Option<Field>> {
         if self.position >= self.end {
             return Ok(None);
         }
@@ -259,7 +259,7 @@ impl Fields<'_, '_> {
 impl Field {
     /// # Errors
     /// When the field is not a varint.
-    pub(crate) fn int(&self) -> Result<i64> {
+    pub fn int(&self) -> Result<i64> {
         match self.value {
             Wire::Varint(value) => Ok(value as i64),
             _ => Err(self.wrong("a varint")),
@@ -268,7 +268,7 @@ impl Field {
 
     /// # Errors
     /// When the field is not 32 bits wide.
-    pub(crate) fn float(&self) -> Result<f32> {
+    pub fn float(&self) -> Result<f32> {
         match self.value {
             Wire::Fixed32(bits) => Ok(f32::from_bits(bits)),
             _ => Err(self.wrong("a 32-bit float")),
@@ -277,7 +277,7 @@ impl Field {
 
     /// # Errors
     /// When the field has no length.
-    pub(crate) fn span(&self) -> Result<Span> {
+    pub fn span(&self) -> Result<Span> {
         match self.value {
             Wire::Bytes(span) => Ok(span),
             _ => Err(self.wrong("a message or bytes")),
@@ -290,7 +290,7 @@ impl Field {
 }
 
 /// What can stand in a repeated numeric field, packed or not.
-pub(crate) trait Number: Sized {
+pub trait Number: Sized {
     /// Bytes that one element takes in memory, for the limit on what is kept.
     const KEPT_BYTES: u64;
     fn single(field: &Field) -> Result<Self>;
@@ -334,7 +334,7 @@ impl Number for f64 {
 ///
 /// # Errors
 /// When the field has another type, or the limit on what is kept is hit.
-pub(crate) fn extend<N: Number>(file: &File<'_>, field: &Field, values: &mut Vec<N>) -> Result<()> {
+pub fn extend<N: Number>(file: &File<'_>, field: &Field, values: &mut Vec<N>) -> Result<()> {
     let Wire::Bytes(span) = field.value else {
         file.keep(N::KEPT_BYTES, field.offset)?;
         values.push(N::single(field)?);
@@ -369,7 +369,7 @@ mod tests {
         let file = File::open(&bytes)?;
         let mut fields = file.message();
         let mut seen = Vec::new();
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             seen.push((field.number, format!("{:?}", field.value)));
         }
         Ok(seen)
@@ -408,7 +408,7 @@ mod tests {
         let bytes: &[u8] = &[0x08, 3, 0x0a, 3, 1, 0xac, 0x02];
         let file = File::open(&bytes).unwrap();
         let (mut fields, mut values) = (file.message(), Vec::<i64>::new());
-        while let Some(field) = fields.next().unwrap() {
+        while let Some(field) = fields.next_field().unwrap() {
             extend(&file, &field, &mut values).unwrap();
         }
         assert_eq!(values, [3, 1, 300]);

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 /// Takes a graph node by node. A constant or weight may be asked for while a
 /// subgraph is open, and is read by nodes of that subgraph only.
-pub(crate) trait Sink {
+pub trait Sink {
     type Value: Copy;
     type Subgraph;
 
@@ -23,24 +23,24 @@ pub(crate) trait Sink {
 
 /// A range of bytes of an asset.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
-    pub(crate) asset: &'a str,
-    pub(crate) range: ByteRange,
+pub struct Place<'a> {
+    pub asset: &'a str,
+    pub range: ByteRange,
 }
 
 /// One operator application.
-pub(crate) struct Call<'a, V, S> {
-    pub(crate) domain: &'a str,
-    pub(crate) op: &'a str,
-    pub(crate) opset: u32,
-    pub(crate) name: &'a str,
-    pub(crate) inputs: Vec<Option<V>>,
-    pub(crate) attributes: Vec<(&'a str, Argument<'a, S>)>,
-    pub(crate) output_count: u32,
+pub struct Call<'a, V, S> {
+    pub domain: &'a str,
+    pub op: &'a str,
+    pub opset: u32,
+    pub name: &'a str,
+    pub inputs: Vec<Option<V>>,
+    pub attributes: Vec<(&'a str, Argument<'a, S>)>,
+    pub output_count: u32,
 }
 
 /// The value of an attribute.
-pub(crate) enum Argument<'a, S> {
+pub enum Argument<'a, S> {
     Int(i64),
     Float(f32),
     Text(&'a [u8]),

@@ -10,7 +10,7 @@ use mortise_plugin_sdk::{DType, Error, Result, TensorSpec};
 ///
 /// # Errors
 /// When the bytes are no valid model.
-pub fn trace(bytes: &[u8]) -> Result<Vec<String>> {
+pub(crate) fn trace(bytes: &[u8]) -> Result<Vec<String>> {
     let model = read_model(&File::open(&bytes)?)?;
     let mut sink = Trace::default();
     let notes = import(&model, &Memory(bytes), &Options::default(), &mut sink)?;
