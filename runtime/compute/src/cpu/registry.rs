@@ -63,6 +63,7 @@ const ML: &[&[Entry]] = &[ml_linear::ENTRIES, ml_prep::ENTRIES, ml_svm::ENTRIES,
 const MICROSOFT: &[&[Entry]] = &[
     attention::MS_ENTRIES,
     elementwise::MS_ENTRIES,
+    index_ops::MS_ENTRIES,
     matmul::MS_ENTRIES,
     norm::MS_ENTRIES,
     quant::MS_ENTRIES,

@@ -347,9 +347,11 @@ pub(crate) fn cells_mut<T: bytemuck::Pod>(tensor: &mut Tensor) -> Result<&mut [T
 
 fn copy_elements<T: bytemuck::Pod>(source: &[T], target: &mut [T], view: &View) {
     let rank = view.shape.len();
+    if view.shape.contains(&0) {
+        return;
+    }
     if rank == 0 {
-        if let (Some(target), Some(value)) =
-            (target.first_mut(), source.get(view.offset as usize))
+        if let (Some(target), Some(value)) = (target.first_mut(), source.get(view.offset as usize))
         {
             *target = *value;
         }
@@ -403,8 +405,7 @@ fn copy_tile<T: bytemuck::Pod>(
             for row in row_block..(row_block + TILE).min(rows) {
                 let end = (column_block + TILE).min(columns);
                 let line = &mut target[row * columns + column_block..row * columns + end];
-                let mut at =
-                    offset + row as isize * row_step + column_block as isize * column_step;
+                let mut at = offset + row as isize * row_step + column_block as isize * column_step;
                 for cell in line {
                     *cell = source[at as usize];
                     at += column_step;
