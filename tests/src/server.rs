@@ -1,0 +1,241 @@
+//! A `mortise serve` process on free ports, with a store of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::admin::Admin;
+use crate::http1::Client;
+use crate::paths;
+
+/// How to start a server.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// An existing store; a temporary one otherwise.
+    pub store: Option<PathBuf>,
+    /// Lines for `mortise.toml`. The addresses are set to free loopback ports.
+    pub config: String,
+    /// Largest file that the process may write, as a stand-in for a full disk.
+    pub max_file_bytes: Option<u64>,
+}
+
+/// A running server. Dropping it kills it.
+pub struct Server {
+    child: Child,
+    pub http: SocketAddr,
+    pub metrics: SocketAddr,
+    pub admin: SocketAddr,
+    store: PathBuf,
+    /// From starting the process to reading its ready line.
+    pub ready_after: Duration,
+    log: Arc<Mutex<String>>,
+    _temporary: TempDir,
+}
+
+impl Server {
+    /// Starts a server with an empty store and default settings.
+    ///
+    /// # Errors
+    /// As [`Server::start_with`].
+    pub fn start() -> Result<Self> {
+        Self::start_with(Options::default())
+    }
+
+    /// Starts a server and waits for its ready line.
+    ///
+    /// # Errors
+    /// It cannot be started or ends before it is ready; the error has its log.
+    pub fn start_with(options: Options) -> Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("mortise-test-").tempdir()?;
+        let store = options.store.clone().unwrap_or_else(|| temporary.path().join("store"));
+        let config = temporary.path().join("mortise.toml");
+        std::fs::write(&config, on_free_ports(&options.config))?;
+        let start = Instant::now();
+        let mut child = command(&config, &store, options.max_file_bytes)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| {
+                format!("start {}: run `cargo xtask build`", paths::mortise().display())
+            })?;
+        let log = collect_log(&mut child)?;
+        let ready = match read_ready_line(&mut child) {
+            Ok(ready) => ready,
+            Err(error) => {
+                let status = child.wait()?;
+                let log = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                bail!("the server did not get ready ({error}; {status}). Its log:\n{log}");
+            }
+        };
+        let address = |key: &str| -> Result<SocketAddr> {
+            let text = ready[key].as_str().with_context(|| format!("no {key} in {ready}"))?;
+            text.parse().with_context(|| format!("{key} in {ready}"))
+        };
+        Ok(Self {
+            http: address("http")?,
+            metrics: address("metrics")?,
+            admin: address("admin")?,
+            ready_after: start.elapsed(),
+            child,
+            store,
+            log,
+            _temporary: temporary,
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// A new client of the data plane.
+    pub fn client(&self) -> Client {
+        Client::new(self.http)
+    }
+
+    /// A new client of the admin API, with the token from the store.
+    ///
+    /// # Errors
+    /// The token cannot be read.
+    pub fn admin(&self) -> Result<Admin> {
+        let token = std::fs::read_to_string(self.store.join("admin.token"))
+            .context("read the admin token")?;
+        Ok(Admin::new(self.admin, token.trim()))
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `kill -9`, then waits for the end.
+    ///
+    /// # Errors
+    /// The process cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Whether the process still runs.
+    ///
+    /// # Errors
+    /// Its state cannot be read.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn rss_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib =
+            line.and_then(|text| text.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        Ok(kib.context("no VmRSS")? * 1024)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been killed before; either way it must not stay behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Adds the three addresses to the sections they belong to.
+fn on_free_ports(config: &str) -> String {
+    let mut text = config.to_owned();
+    for section in ["http", "metrics", "admin"] {
+        let header = format!("[{section}]");
+        if !text.contains(&header) {
+            text.push_str(&format!("\n{header}\n"));
+        }
+        text = text.replace(&header, &format!("{header}\naddress = \"127.0.0.1:0\""));
+    }
+    text
+}
+
+fn command(config: &Path, store: &Path, max_file_bytes: Option<u64>) -> Command {
+    let mut command = Command::new(paths::mortise());
+    command.args(["serve", "--config"]).arg(config).arg("--store").arg(store);
+    if let Some(bytes) = max_file_bytes {
+        limit_file_size(&mut command, bytes);
+    }
+    command
+}
+
+fn limit_file_size(command: &mut Command, bytes: u64) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only two async-signal-safe calls are made,
+    // on values that were copied in.
+    unsafe {
+        command.pre_exec(move || {
+            // Without this, the first write beyond the limit ends the process.
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+}
+
+/// Reads standard error on a thread, so that the server never waits for us.
+fn collect_log(child: &mut Child) -> Result<Arc<Mutex<String>>> {
+    let stderr = child.stderr.take().context("standard error was asked for")?;
+    let log = Arc::new(Mutex::new(String::new()));
+    let sink = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    Ok(log)
+}
+
+fn read_ready_line(child: &mut Child) -> Result<Value> {
+    let mut stdout = BufReader::new(child.stdout.take().context("standard output was asked for")?);
+    let mut line = String::new();
+    while stdout.read_line(&mut line)? > 0 {
+        if let Ok(value) = serde_json::from_str::<Value>(&line)
+            && value["event"] == "ready"
+        {
+            std::thread::spawn(move || {
+                std::io::copy(&mut stdout.take(u64::MAX), &mut std::io::sink())
+            });
+            return Ok(value);
+        }
+        line.clear();
+    }
+    bail!("standard output ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::on_free_ports;
+
+    #[test]
+    fn addresses_go_into_their_sections() {
+        let text = on_free_ports("[http]\nmax_body_bytes = 10\n");
+        assert!(text.starts_with("[http]\naddress = \"127.0.0.1:0\"\nmax_body_bytes"), "{text}");
+        assert_eq!(text.matches("address").count(), 3, "{text}");
+    }
+}
