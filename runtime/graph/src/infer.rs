@@ -1,7 +1,14 @@
 //! What can be known of dtypes and shapes before a run. Declarations in files
 //! are often wrong, so only inputs and operators are believed.
 
-use mortise_types::{DType, GraphBody, NodeDef, Value};
+mod ml;
+mod rules;
+mod shapes;
+
+pub(crate) use shapes::slice_axes;
+
+use crate::validate::subgraphs;
+use mortise_types::{Attribute, DType, GraphBody, NodeDef, Value, ValueId};
 
 /// What inference knows about a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +20,10 @@ pub struct Fact {
 }
 
 impl Fact {
+    pub(crate) fn new(dtype: Option<DType>, shape: Option<Vec<i64>>) -> Self {
+        Self { dtype, shape }
+    }
+
     pub(crate) fn of(value: &Value) -> Self {
         match value {
             Value::Tensor(tensor) => Self {
@@ -21,6 +32,10 @@ impl Fact {
             },
             _ => Self::default(),
         }
+    }
+
+    pub(crate) fn rank(&self) -> Option<usize> {
+        self.shape.as_ref().map(Vec::len)
     }
 }
 
@@ -35,4 +50,95 @@ pub(crate) fn infer_body(body: &GraphBody, constants: &[Option<Value>], facts: &
     }
 }
 
-pub(crate) fn infer_node(_node: &NodeDef, _constants: &[Option<Value>], _facts: &mut [Fact]) {}
+/// Writes what is known of the node's outputs into `facts`.
+pub(crate) fn infer_node(node: &NodeDef, constants: &[Option<Value>], facts: &mut [Fact]) {
+    for body in subgraphs(node) {
+        infer_body(body, constants, facts);
+    }
+    let view = NodeView { node, constants, facts };
+    let inferred = rules::infer(&view).unwrap_or_default();
+    for (output, fact) in node.outputs.iter().zip(inferred) {
+        if let Some(target) = output.and_then(|value| facts.get_mut(value.index())) {
+            *target = fact;
+        }
+    }
+}
+
+/// A node with what is known of its inputs.
+pub(crate) struct NodeView<'a> {
+    pub(crate) node: &'a NodeDef,
+    pub(crate) constants: &'a [Option<Value>],
+    pub(crate) facts: &'a [Fact],
+}
+
+impl NodeView<'_> {
+    pub(crate) fn input(&self, index: usize) -> Option<ValueId> {
+        self.node.inputs.get(index).copied().flatten()
+    }
+
+    pub(crate) fn fact(&self, index: usize) -> Fact {
+        let fact = self.input(index).and_then(|value| self.facts.get(value.index()));
+        fact.cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn dtype(&self, index: usize) -> Option<DType> {
+        self.fact(index).dtype
+    }
+
+    pub(crate) fn shape(&self, index: usize) -> Option<Vec<i64>> {
+        self.fact(index).shape
+    }
+
+    /// The integers of a constant input.
+    pub(crate) fn constant_ints(&self, index: usize) -> Option<Vec<i64>> {
+        let value = self.constants.get(self.input(index)?.index())?.as_ref()?;
+        let tensor = value.tensor().ok()?;
+        match tensor.dtype() {
+            DType::I64 => Some(tensor.as_slice::<i64>().ok()?.to_vec()),
+            DType::I32 => {
+                Some(tensor.as_slice::<i32>().ok()?.iter().map(|&dim| i64::from(dim)).collect())
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn int(&self, name: &str) -> Option<i64> {
+        match self.node.attribute(name) {
+            Some(Attribute::Int(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ints(&self, name: &str) -> Option<&[i64]> {
+        match self.node.attribute(name) {
+            Some(Attribute::Ints(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// An attribute in old opsets, a constant input in new ones.
+    pub(crate) fn ints_or_input(&self, name: &str, index: usize) -> Option<Vec<i64>> {
+        match self.input(index) {
+            Some(_) => self.constant_ints(index),
+            None => self.ints(name).map(<[i64]>::to_vec),
+        }
+    }
+
+    /// How many elements a list attribute has; 0 when it is absent.
+    pub(crate) fn list_len(&self, name: &str) -> usize {
+        match self.node.attribute(name) {
+            Some(Attribute::Ints(values)) => values.len(),
+            Some(Attribute::Floats(values)) => values.len(),
+            Some(Attribute::Strings(values)) => values.len(),
+            Some(Attribute::Tensor(tensor)) => tensor.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// `axis` counted from the front.
+pub(crate) fn resolve_axis(axis: i64, rank: usize) -> Option<usize> {
+    let rank = i64::try_from(rank).ok()?;
+    let axis = if axis < 0 { axis + rank } else { axis };
+    (0..rank).contains(&axis).then_some(axis as usize)
+}

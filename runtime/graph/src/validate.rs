@@ -1,6 +1,6 @@
 //! Whether a graph is well formed, before anything is done with it.
 
-use crate::{Evaluate, GraphLimits};
+use crate::{Evaluate, FUSED_DOMAIN, GraphLimits};
 use mortise_types::{
     Attribute, Error, ErrorKind, GraphBody, GraphDef, NodeDef, Result, ValueId, ValueSource,
 };
@@ -44,6 +44,10 @@ fn collect_missing(
     missing: &mut Vec<String>,
 ) -> Result<()> {
     for node in &body.nodes {
+        if &*node.domain == FUSED_DOMAIN {
+            missing.push(format!("{} is not supported", node.describe()));
+            continue;
+        }
         match device.supports(node) {
             Err(error) if error.kind() == ErrorKind::Unsupported => {
                 missing.push(error.message().to_owned());
