@@ -138,6 +138,8 @@ impl Revision {
     pub(crate) fn quarantine(&self) -> Option<(&str, PluginHealth)> {
         self.parts.stages.iter().find_map(|stage| match stage.health() {
             PluginHealth::Ready => None,
+            // Its time is over: the next request is the one that tries it.
+            PluginHealth::Quarantined { retry_in, .. } if retry_in.is_zero() => None,
             sick => Some((stage.name.as_str(), sick)),
         })
     }

@@ -1,5 +1,6 @@
 use crate::config::Resolved;
 use mortise_deploy::Deployer;
+use mortise_observe::Observer;
 use mortise_serve::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +11,14 @@ pub(crate) struct App {
     pub(crate) registry: Arc<Registry>,
     pub(crate) deployer: Arc<Deployer>,
     pub(crate) config: Resolved,
+    pub(crate) observer: Arc<Observer>,
     draining: AtomicBool,
 }
 
 impl App {
     pub(crate) fn new(registry: Arc<Registry>, deployer: Arc<Deployer>, config: Resolved) -> Self {
-        Self { registry, deployer, config, draining: AtomicBool::new(false) }
+        let observer = Arc::new(Observer::new());
+        Self { registry, deployer, config, observer, draining: AtomicBool::new(false) }
     }
 
     /// Whether the server takes requests: it does from the moment it listens

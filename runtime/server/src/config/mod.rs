@@ -37,7 +37,10 @@ mod tests {
         let cases = [
             ("", ""),
             ("[http]\nmax_body_bytes = 5", ""),
-            ("[http]\nmax_boddy_bytes = 5", "unknown key `http.max_boddy_bytes`; did you mean `max_body_bytes`?"),
+            (
+                "[http]\nmax_boddy_bytes = 5",
+                "unknown key `http.max_boddy_bytes`; did you mean `max_body_bytes`?",
+            ),
             ("[htttp]\n", "unknown key `htttp`; did you mean `http`?"),
             ("[http]\nzzz = 1", "unknown key `http.zzz`; known keys of `http`: "),
             ("[http]\nmax_body_bytes = -5", "max_body_bytes"),

@@ -110,16 +110,56 @@ section! {
     /// Bounds on each plugin. A plugin that hits one fails the request or the
     /// deployment, and the error names the bound.
     Plugins {
-        /// CPU time of the plugin in one call.
+        /// Time inside the plugin in one call; time of graphs that the host
+        /// runs for it does not count.
         call_timeout_ms: u64 = 1_000,
         /// Time for loading one instance, building its graph included.
         load_timeout_ms: u64 = 30_000,
         /// Linear memory of one instance.
         memory_bytes: u64 = 256 << 20,
+        /// Elements over all function tables of one instance.
+        max_table_elements: u64 = 100_000,
+        /// Tensors, graphs and builders that one instance holds.
+        max_handles: u64 = 10_000,
+        /// Calls into the host during one call of the plugin.
+        max_host_calls_per_call: u64 = 1_000_000,
+        /// Calls into the host while one instance is loaded.
+        max_host_calls_per_load: u64 = 10_000_000,
+        /// Tensors that one instance made or received and still holds.
+        max_tensor_bytes: u64 = 1 << 30,
+        /// One list that crosses the boundary.
+        max_list_bytes: u64 = 64 << 20,
+        /// Warm instances of each custom plugin of an endpoint.
+        instances: u64 = 4,
+        /// Calls that wait for an instance; further ones are refused.
+        max_waiting_calls: u64 = 256,
+        /// One log line; the rest is cut off.
+        max_log_line_bytes: u64 = 4_096,
+        /// Log lines that are kept; the rest are counted.
+        log_lines_per_second: u64 = 100,
+        /// Nodes of one graph, subgraphs included.
+        max_graph_nodes: u64 = 100_000,
+        /// Values of one graph, subgraphs included.
+        max_graph_values: u64 = 500_000,
+        /// Depth of subgraphs inside subgraphs.
+        max_graph_nesting: u64 = 16,
+        /// Names and attributes, other than tensors, of one graph.
+        max_graph_attribute_bytes: u64 = 256 << 20,
+        /// Constants of one graph; weights in assets do not count.
+        max_graph_constant_bytes: u64 = 256 << 20,
+        /// Traps, timeouts or limits hit in a row that put a plugin in
+        /// quarantine.
+        quarantine_after: u64 = 3,
+        /// Length of the first quarantine; it doubles each time in a row.
+        quarantine_backoff_ms: u64 = 1_000,
+        /// Longest quarantine.
+        max_quarantine_backoff_ms: u64 = 60_000,
         /// Time for compiling one component.
         compile_timeout_ms: u64 = 10_000,
-        /// Memory of the process that compiles a component.
+        /// Address space of the process that compiles a component.
         compile_memory_bytes: u64 = 1 << 30,
+        /// Compiled components that are kept in the store.
+        max_cache_bytes: u64 = 1 << 30,
     }
 }
 

@@ -1,6 +1,7 @@
-use super::raw::Raw;
+use super::raw::{self, Raw};
 use anyhow::{Context, Result, bail};
 use mortise_deploy::DeployLimits;
+use mortise_host::{CompileLimits, PluginLimits};
 use mortise_serve::ServeConfig;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ pub(crate) struct Resolved {
     pub(crate) metrics_address: SocketAddr,
     pub(crate) admin: AdminSettings,
     pub(crate) serving: ServeConfig,
-    pub(crate) plugins: PluginSettings,
+    pub(crate) plugins: PluginLimits,
+    pub(crate) compile: CompileSettings,
     pub(crate) deploy: DeployLimits,
     pub(crate) worker_threads: usize,
     pub(crate) shutdown_timeout: Duration,
@@ -42,14 +44,12 @@ pub(crate) struct AdminSettings {
     pub(crate) pending_upload_timeout: Duration,
 }
 
-/// Bounds on plugins.
+/// Bounds on compiling plugins.
 #[derive(Clone, Debug)]
-pub(crate) struct PluginSettings {
-    pub(crate) call_timeout: Duration,
-    pub(crate) load_timeout: Duration,
-    pub(crate) memory_bytes: usize,
-    pub(crate) compile_timeout: Duration,
-    pub(crate) compile_memory_bytes: u64,
+pub(crate) struct CompileSettings {
+    pub(crate) limits: CompileLimits,
+    /// Compiled components that are kept.
+    pub(crate) max_cache_bytes: u64,
 }
 
 /// What the command line sets over the file.
@@ -101,12 +101,13 @@ impl Resolved {
                 pending_upload_timeout: Duration::from_millis(raw.admin.pending_upload_timeout_ms),
             },
             serving: serving(raw),
-            plugins: PluginSettings {
-                call_timeout: Duration::from_millis(raw.plugins.call_timeout_ms),
-                load_timeout: Duration::from_millis(raw.plugins.load_timeout_ms),
-                memory_bytes: raw.plugins.memory_bytes as usize,
-                compile_timeout: Duration::from_millis(raw.plugins.compile_timeout_ms),
-                compile_memory_bytes: raw.plugins.compile_memory_bytes,
+            plugins: plugins(&raw.plugins),
+            compile: CompileSettings {
+                limits: CompileLimits {
+                    timeout: Duration::from_millis(raw.plugins.compile_timeout_ms),
+                    memory_bytes: raw.plugins.compile_memory_bytes,
+                },
+                max_cache_bytes: raw.plugins.max_cache_bytes,
             },
             deploy: deploy(raw),
             worker_threads: or_cores(raw.server.worker_threads),
@@ -126,6 +127,32 @@ fn serving(raw: &Raw) -> ServeConfig {
         default_timeout: Duration::from_millis(raw.http.request_timeout_ms),
         max_loop_iterations: raw.serving.max_loop_iterations,
         ..ServeConfig::default()
+    }
+}
+
+fn plugins(raw: &raw::Plugins) -> PluginLimits {
+    PluginLimits {
+        call_timeout: Duration::from_millis(raw.call_timeout_ms),
+        load_timeout: Duration::from_millis(raw.load_timeout_ms),
+        memory_bytes: raw.memory_bytes as usize,
+        table_elements: raw.max_table_elements as usize,
+        max_handles: raw.max_handles as usize,
+        max_host_calls_per_call: raw.max_host_calls_per_call,
+        max_host_calls_per_load: raw.max_host_calls_per_load,
+        max_tensor_bytes: raw.max_tensor_bytes as usize,
+        max_list_bytes: raw.max_list_bytes as usize,
+        instances: raw.instances as usize,
+        max_waiting_calls: raw.max_waiting_calls as usize,
+        log_line_bytes: raw.max_log_line_bytes as usize,
+        log_lines_per_second: u32::try_from(raw.log_lines_per_second).unwrap_or(u32::MAX),
+        max_graph_nodes: raw.max_graph_nodes as usize,
+        max_graph_values: raw.max_graph_values as usize,
+        max_graph_nesting: raw.max_graph_nesting as usize,
+        max_graph_attribute_bytes: raw.max_graph_attribute_bytes as usize,
+        max_graph_constant_bytes: raw.max_graph_constant_bytes as usize,
+        quarantine_after: u32::try_from(raw.quarantine_after).unwrap_or(u32::MAX),
+        quarantine_backoff: Duration::from_millis(raw.quarantine_backoff_ms),
+        quarantine_backoff_max: Duration::from_millis(raw.max_quarantine_backoff_ms),
     }
 }
 
@@ -174,6 +201,8 @@ fn refuse_zeros(raw: &Raw) -> Result<()> {
         ("plugins.call_timeout_ms", raw.plugins.call_timeout_ms),
         ("plugins.load_timeout_ms", raw.plugins.load_timeout_ms),
         ("plugins.memory_bytes", raw.plugins.memory_bytes),
+        ("plugins.instances", raw.plugins.instances),
+        ("plugins.quarantine_after", raw.plugins.quarantine_after),
         ("plugins.compile_timeout_ms", raw.plugins.compile_timeout_ms),
         ("plugins.compile_memory_bytes", raw.plugins.compile_memory_bytes),
         ("deploy.max_artifact_bytes", raw.deploy.max_artifact_bytes),

@@ -1,0 +1,261 @@
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Serve machine-learning models from sandboxed plugins, and swap them under load.
+#[derive(Parser)]
+#[command(
+    name = "mortise",
+    version,
+    after_help = "\
+Examples:
+  mortise demo                                  # three endpoints on real data
+  mortise serve                                 # a server with what was deployed
+  mortise deploy digits digits.onnx             # deploy a model file
+  mortise predict digits --json request.json"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run the server.
+    Serve(ServeArgs),
+    /// Run a server with three endpoints on real data.
+    Demo(DemoArgs),
+    /// Deploy a model: a file, a folder of files, or a plugin of your own.
+    Deploy(DeployArgs),
+    /// Take an endpoint out of service and forget it.
+    #[command(after_help = "Example:\n  mortise undeploy digits")]
+    Undeploy(NameArgs),
+    /// Bring back what an endpoint served before, whole.
+    #[command(after_help = "Example:\n  mortise rollback digits")]
+    Rollback(NameArgs),
+    /// Bring an unloaded endpoint back into memory.
+    #[command(after_help = "Example:\n  mortise load digits")]
+    Load(NameArgs),
+    /// Take an endpoint out of memory, but keep it.
+    #[command(after_help = "Example:\n  mortise unload digits")]
+    Unload(NameArgs),
+    /// Show what is deployed and whether it is ready.
+    Status(StatusArgs),
+    /// Ask an endpoint for predictions.
+    Predict(PredictArgs),
+    /// Remove versions and files that nothing needs any more.
+    #[command(after_help = "Example:\n  mortise gc")]
+    Gc(GcArgs),
+    /// Show who changed what, newest first.
+    Audit(AuditArgs),
+    /// Compile a component from stdin to stdout, within limits.
+    #[command(name = "__compile-plugin", hide = true)]
+    CompilePlugin,
+}
+
+/// Where the server keeps its state and listens.
+#[derive(Args, Clone, Default)]
+pub(crate) struct ListenArgs {
+    /// Host of all listeners, instead of the configuration's.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// Port of the data plane; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) http_port: Option<u16>,
+    /// Port of the metrics; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) metrics_port: Option<u16>,
+    /// Port of the admin API; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+}
+
+#[derive(Args, Clone, Default)]
+#[command(after_help = "\
+Examples:
+  mortise serve --config mortise.toml --store ./store
+  mortise serve --http-port 0 --metrics-port 0 --admin-port 0
+  mortise serve --print-config > mortise.toml
+
+The first line on stdout is JSON with the chosen addresses.")]
+pub(crate) struct ServeArgs {
+    /// Settings of the server; the defaults without it.
+    #[arg(long, value_name = "FILE", env = "MORTISE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory of everything that is deployed [default: ~/.local/share/mortise].
+    #[arg(long, value_name = "DIR", env = "MORTISE_STORE")]
+    pub(crate) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+    /// Print the settings with their documentation, and exit.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  mortise demo                  # endpoints digits, breast-cancer and wine")]
+pub(crate) struct DemoArgs {
+    /// Settings of the server; the defaults without it.
+    #[arg(long, value_name = "FILE", env = "MORTISE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Keep the store here, instead of in a directory that is removed at the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+}
+
+/// How to reach the server.
+#[derive(Args, Clone)]
+pub(crate) struct AdminArgs {
+    /// Address of the admin API; by default what the server wrote into the store.
+    #[arg(long, value_name = "URL", env = "MORTISE_ADMIN")]
+    pub(crate) admin: Option<String>,
+    /// Bearer token of the admin API; by default what the server wrote into the store.
+    #[arg(long, value_name = "TOKEN", env = "MORTISE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// The server's store directory [default: ~/.local/share/mortise].
+    #[arg(long, value_name = "DIR", env = "MORTISE_STORE")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise deploy digits digits.onnx --tests tests.toml
+  mortise deploy cancer model.onnx --transform tabular=columns.json
+  mortise deploy net weights.safetensors --plugin mlp --set layers=3
+  mortise deploy mine my_model.wasm --asset vocabulary=words.txt
+
+The plugin is chosen by the file's extension: .onnx is served by `onnx`,
+.safetensors by `mlp`, and a .wasm file is a plugin itself.")]
+pub(crate) struct DeployArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// A model file, a folder of a model's files, or a plugin (.wasm).
+    pub(crate) path: PathBuf,
+    /// A first-party plugin (onnx, mlp), or the file of a plugin (.wasm).
+    #[arg(long)]
+    pub(crate) plugin: Option<String>,
+    /// Number of the version; the next free one by default.
+    #[arg(long, value_name = "V")]
+    pub(crate) version: Option<u64>,
+    /// A transform in front of the model, with its configuration; may be repeated.
+    #[arg(long, value_name = "PLUGIN=FILE.json")]
+    pub(crate) transform: Vec<String>,
+    /// A value of the plugin's configuration, JSON or text; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Another file for the plugin, by name; may be repeated.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub(crate) asset: Vec<String>,
+    /// Self-tests (TOML); a deployment that fails them does not go live.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tests: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct NameArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise status
+  mortise status digits --json")]
+pub(crate) struct StatusArgs {
+    /// Name of the endpoint; all by default.
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise predict iris --row sepal_length=5.1,sepal_width=3.5
+  mortise predict digits --row 'pixels=[0,0,5,13]'
+  mortise predict digits --json request.json
+  cat request.json | mortise predict digits --json -
+  mortise predict wine --csv rows.csv --output predictions.csv
+
+The JSON is a request of the Open Inference Protocol, or an object of input
+names with nested lists. The header of a CSV file names the inputs, or the
+columns of a single input.")]
+#[command(group = clap::ArgGroup::new("source").required(true).multiple(false))]
+pub(crate) struct PredictArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// One row: values by input name.
+    #[arg(long, value_name = "A=1,B=2", group = "source")]
+    pub(crate) row: Option<String>,
+    /// A request in JSON; - for stdin.
+    #[arg(long, value_name = "FILE", group = "source")]
+    pub(crate) json: Option<PathBuf>,
+    /// A file of rows.
+    #[arg(long, value_name = "FILE", group = "source")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Where to write the predictions for a CSV file; stdout by default.
+    #[arg(long, value_name = "FILE", requires = "csv")]
+    pub(crate) output: Option<PathBuf>,
+    /// Rows of a CSV file in one request.
+    #[arg(long, value_name = "ROWS", default_value_t = 256, requires = "csv")]
+    pub(crate) batch_rows: usize,
+    /// Address of the data plane; by default what the server wrote into the store.
+    #[arg(long, value_name = "URL", env = "MORTISE_URL")]
+    pub(crate) url: Option<String>,
+    /// Ask this version instead of the live one.
+    #[arg(long, value_name = "V")]
+    pub(crate) version: Option<u64>,
+    /// The server's store directory [default: ~/.local/share/mortise].
+    #[arg(long, value_name = "DIR", env = "MORTISE_STORE")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise audit
+  mortise audit digits --limit 10 --json")]
+pub(crate) struct AuditArgs {
+    /// Name of the endpoint; all by default.
+    pub(crate) name: Option<String>,
+    /// Number of entries, newest first.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let has_example = help.contains("mortise ") || command.get_name() == "help";
+            assert!(has_example, "`mortise {}` has no example", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,323 @@
+use super::CliError;
+use super::args::DeployArgs;
+use super::client::AdminClient;
+use super::show::print_json;
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Uploads the files, deploys them, and shows the stages.
+///
+/// # Errors
+/// When a file is missing, or the deployment failed; what was live still is.
+pub(crate) fn run(args: &DeployArgs) -> Result<()> {
+    let plan = Plan::from_args(args)?;
+    let client = AdminClient::connect(&args.admin)?;
+    let started = Instant::now();
+    let body = plan.upload_all(&client)?;
+    let progress = (!args.admin.json).then(Progress::new);
+    let end = client.deploy(&args.name, &body, |event| {
+        if let Some(progress) = &progress {
+            progress.show(event);
+        }
+    })?;
+    if let Some(progress) = progress {
+        progress.bar.finish_and_clear();
+    }
+    if end["event"] != "deployed" {
+        return Err(failed(&end, args.admin.json).into());
+    }
+    match args.admin.json {
+        true => print_json(&end["deployed"]),
+        false => {
+            print_deployed(&end["deployed"], started);
+            Ok(())
+        }
+    }
+}
+
+fn failed(end: &Value, as_json: bool) -> CliError {
+    if as_json {
+        println!("{end}");
+    }
+    CliError {
+        message: end["error"].as_str().unwrap_or("the deployment broke off").to_string(),
+        hint: end["hint"].as_str().map(str::to_string),
+        is_unreachable: false,
+    }
+}
+
+fn print_deployed(deployed: &Value, started: Instant) {
+    let stages: Vec<String> = deployed["stages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|stage| {
+            let ms = stage["duration_us"].as_f64()? / 1e3;
+            Some(format!("{} {ms:.1} ms", stage["stage"].as_str()?))
+        })
+        .collect();
+    println!(
+        "{} version {} is live (revision {}) after {:.2} s: {}",
+        deployed["name"].as_str().unwrap_or_default(),
+        deployed["version"],
+        deployed["revision"],
+        started.elapsed().as_secs_f64(),
+        stages.join(", ")
+    );
+}
+
+/// A deployment as read from the arguments, before anything is uploaded.
+struct Plan {
+    plugin: Component,
+    version: Option<u64>,
+    assets: Vec<Named>,
+    config: Map<String, Value>,
+    transforms: Vec<Transform>,
+    tests: Option<Tests>,
+}
+
+/// A plugin that the server has, or the file of one.
+enum Component {
+    Builtin(String),
+    File(PathBuf),
+}
+
+struct Named {
+    name: String,
+    path: PathBuf,
+}
+
+struct Transform {
+    plugin: Component,
+    config: Map<String, Value>,
+}
+
+struct Tests {
+    path: PathBuf,
+    data: Vec<Named>,
+}
+
+impl Plan {
+    fn from_args(args: &DeployArgs) -> Result<Self> {
+        if !args.path.exists() {
+            let message = format!("{} does not exist", args.path.display());
+            return Err(
+                CliError::new(message, "give a model file, a folder, or a .wasm plugin").into()
+            );
+        }
+        let (plugin, mut assets) = plugin_and_assets(args)?;
+        for pair in &args.asset {
+            let (name, path) = split_pair(pair, "--asset")?;
+            assets.push(Named { name: name.to_string(), path: path.into() });
+        }
+        let transforms =
+            args.transform.iter().map(|text| transform(text)).collect::<Result<_>>()?;
+        Ok(Self {
+            plugin,
+            version: args.version,
+            assets,
+            config: config(&args.set)?,
+            transforms,
+            tests: args.tests.as_deref().map(tests).transpose()?,
+        })
+    }
+
+    fn upload_all(&self, client: &AdminClient) -> Result<Value> {
+        let files = |files: &[Named]| -> Result<Vec<Value>> {
+            let upload = |file: &Named| {
+                Ok(json!({"name": file.name, "upload": upload(client, &file.path)?}))
+            };
+            files.iter().map(upload).collect()
+        };
+        let transforms = self.transforms.iter().map(|transform| {
+            Ok(json!({"plugin": transform.plugin.upload(client)?, "config": transform.config}))
+        });
+        let tests = self.tests.as_ref().map(|tests| -> Result<Value> {
+            Ok(json!({"upload": upload(client, &tests.path)?, "data": files(&tests.data)?}))
+        });
+        Ok(json!({
+            "plugin": self.plugin.upload(client)?,
+            "version": self.version,
+            "assets": files(&self.assets)?,
+            "config": self.config,
+            "transforms": transforms.collect::<Result<Vec<_>>>()?,
+            "tests": tests.transpose()?,
+        }))
+    }
+}
+
+impl Component {
+    fn parse(text: &str) -> Self {
+        match text.ends_with(".wasm") {
+            true => Self::File(text.into()),
+            false => Self::Builtin(text.to_string()),
+        }
+    }
+
+    fn upload(&self, client: &AdminClient) -> Result<Value> {
+        Ok(match self {
+            Self::Builtin(name) => json!({"name": name}),
+            Self::File(path) => json!({"name": stem(path), "upload": upload(client, path)?}),
+        })
+    }
+}
+
+fn plugin_and_assets(args: &DeployArgs) -> Result<(Component, Vec<Named>)> {
+    let path = &args.path;
+    let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
+    if extension == "wasm" && args.plugin.is_none() {
+        return Ok((Component::File(path.clone()), Vec::new()));
+    }
+    let assets = match path.is_dir() {
+        true => files_of(path)?,
+        false => vec![Named { name: asset_name(path, extension), path: path.clone() }],
+    };
+    let guessed = assets.iter().find_map(|asset| match asset.path.extension()?.to_str()? {
+        "onnx" => Some("onnx"),
+        "safetensors" => Some("mlp"),
+        _ => None,
+    });
+    let Some(plugin) = args.plugin.as_deref().or(guessed) else {
+        let message = format!("cannot tell which plugin serves {}", path.display());
+        return Err(CliError::new(
+            message,
+            "pass --plugin onnx, --plugin mlp or --plugin FILE.wasm",
+        )
+        .into());
+    };
+    Ok((Component::parse(plugin), assets))
+}
+
+/// The name under which plugins look for the one file of a model.
+fn asset_name(path: &Path, extension: &str) -> String {
+    match extension {
+        "" => file_name(path),
+        extension => format!("model.{extension}"),
+    }
+}
+
+fn files_of(dir: &Path) -> Result<Vec<Named>> {
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_file() {
+            files.push(Named { name: file_name(&path), path });
+        }
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+/// `PLUGIN=FILE.json`, or `PLUGIN` alone for an empty configuration.
+fn transform(text: &str) -> Result<Transform> {
+    let (plugin, file) = text.split_once('=').unwrap_or((text, ""));
+    let config = match file {
+        "" => Map::new(),
+        path => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the transform's configuration {path}"))?;
+            serde_json::from_str(&text).with_context(|| format!("{path} is not a JSON object"))?
+        }
+    };
+    Ok(Transform { plugin: Component::parse(plugin), config })
+}
+
+/// Values that are JSON are taken as such, everything else as text.
+fn config(pairs: &[String]) -> Result<Map<String, Value>> {
+    let parse = |pair: &String| {
+        let (key, text) = split_pair(pair, "--set")?;
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        Ok((key.to_string(), value))
+    };
+    pairs.iter().map(parse).collect()
+}
+
+/// The test file and the files that it names, which lie beside it.
+fn tests(path: &Path) -> Result<Tests> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the tests {}", path.display()))?;
+    let table: toml::Table =
+        toml::from_str(&text).with_context(|| format!("{} is not TOML", path.display()))?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let mut names = Vec::new();
+    table.values().for_each(|value| collect_files(value, &mut names));
+    names.sort();
+    names.dedup();
+    let data = names.into_iter().map(|name| Named { path: dir.join(&name), name }).collect();
+    Ok(Tests { path: path.to_path_buf(), data })
+}
+
+/// The values of every key `file`, at the depth at which test files have them.
+fn collect_files(value: &toml::Value, names: &mut Vec<String>) {
+    let tables: Vec<&toml::Table> = match value {
+        toml::Value::Table(table) => vec![table],
+        toml::Value::Array(items) => items.iter().filter_map(toml::Value::as_table).collect(),
+        _ => Vec::new(),
+    };
+    let files = tables.iter().filter_map(|table| table.get("file")?.as_str());
+    names.extend(files.map(str::to_string));
+}
+
+fn split_pair<'a>(pair: &'a str, flag: &str) -> Result<(&'a str, &'a str)> {
+    pair.split_once('=').ok_or_else(|| {
+        let hint = format!("write {flag} NAME=VALUE");
+        CliError::new(format!("{flag} \"{pair}\" has no \"=\""), hint).into()
+    })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn upload(client: &AdminClient, path: &Path) -> Result<String> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bar = ProgressBar::new(file.metadata()?.len());
+    let style = "upload {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
+    bar.set_style(ProgressStyle::with_template(style)?);
+    bar.set_message(file_name(path));
+    let id = client.upload(bar.wrap_read(file))?;
+    bar.finish_and_clear();
+    Ok(id)
+}
+
+/// The stage a deployment is in; nothing when stderr is no terminal.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        Self { bar }
+    }
+
+    fn show(&self, event: &Value) {
+        if let Some(stage) = event["stage"].as_str() {
+            self.bar.set_message(stage.replace('_', "-"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_json_or_text() {
+        let pairs = ["a=1", "b=true", "c=text", "d=[1,2]", "e=x=y"].map(String::from);
+        let want = json!({"a": 1, "b": true, "c": "text", "d": [1, 2], "e": "x=y"});
+        assert_eq!(Value::Object(config(&pairs).unwrap()), want);
+        assert!(config(&["a".to_string()]).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! The metrics listener: `GET /metrics` in Prometheus' text format.
+
+use crate::app::App;
+use crate::control::{Handler, Reply, reply};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use mortise_serve::{Endpoint, LATENCY_BOUNDS_US, Readiness, StatsSnapshot};
+use std::fmt::Write;
+use std::sync::Arc;
+
+const TEXT: &str = "text/plain; version=0.0.4";
+
+pub(crate) struct Metrics {
+    pub(crate) app: Arc<App>,
+}
+
+impl Handler for Metrics {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => {
+                reply(StatusCode::OK, TEXT, Bytes::from(render(&self.app)))
+            }
+            _ => reply(StatusCode::NOT_FOUND, TEXT, Bytes::from_static(b"try GET /metrics\n")),
+        }
+    }
+}
+
+/// One endpoint with what is exported about it.
+struct Row {
+    endpoint: Arc<Endpoint>,
+    stats: StatsSnapshot,
+}
+
+fn render(app: &App) -> String {
+    let rows: Vec<Row> = app
+        .registry
+        .list()
+        .into_iter()
+        .map(|endpoint| Row { stats: endpoint.stats(), endpoint })
+        .collect();
+    let mut page = Page::default();
+    page.family("mortise_ready", "gauge", "1 when the server takes requests");
+    page.line("mortise_ready", "", u64::from(app.is_ready()));
+    page.family("mortise_admitted_bytes", "gauge", "bytes of inputs of requests under way");
+    page.line("mortise_admitted_bytes", "", app.registry.admitted_bytes());
+    page.family("mortise_draining_revisions", "gauge", "replaced revisions with requests left");
+    page.line("mortise_draining_revisions", "", app.registry.draining().len() as u64);
+    endpoint_gauges(&mut page, &rows);
+    endpoint_counters(&mut page, &rows);
+    latency(&mut page, &rows);
+    page.0.push_str(&app.observer.render());
+    page.0
+}
+
+fn endpoint_gauges(page: &mut Page, rows: &[Row]) {
+    page.family("mortise_endpoint_ready", "gauge", "1 when the endpoint can answer");
+    for row in rows {
+        let is_ready = row.endpoint.readiness() == Readiness::Ready;
+        page.line("mortise_endpoint_ready", &row.labels(), u64::from(is_ready));
+    }
+    page.family("mortise_revision", "gauge", "number of the live revision");
+    for row in rows {
+        if let Some(revision) = row.endpoint.live() {
+            page.line("mortise_revision", &row.labels(), revision.number());
+        }
+    }
+    page.family("mortise_requests_in_flight", "gauge", "requests running and waiting");
+    for row in rows {
+        page.line("mortise_requests_in_flight", &row.labels(), row.stats.in_flight);
+    }
+}
+
+fn endpoint_counters(page: &mut Page, rows: &[Row]) {
+    page.family("mortise_requests_total", "counter", "requests, however they ended");
+    for row in rows {
+        page.line("mortise_requests_total", &row.labels(), row.stats.requests);
+    }
+    page.family("mortise_requests_cancelled_total", "counter", "requests whose client left");
+    for row in rows {
+        page.line("mortise_requests_cancelled_total", &row.labels(), row.stats.cancelled);
+    }
+    page.family("mortise_requests_failed_total", "counter", "failed requests by kind");
+    for row in rows {
+        for (kind, count) in &row.stats.failures {
+            let labels = format!("{},kind=\"{kind:?}\"", row.labels());
+            page.line("mortise_requests_failed_total", &labels, *count);
+        }
+    }
+}
+
+fn latency(page: &mut Page, rows: &[Row]) {
+    const NAME: &str = "mortise_request_duration_seconds";
+    page.family(NAME, "histogram", "time of answered requests");
+    for row in rows {
+        let mut so_far = 0;
+        for (count, bound_us) in row.stats.latency.iter().zip(LATENCY_BOUNDS_US) {
+            so_far += count;
+            let labels = format!("{},le=\"{}\"", row.labels(), bound_us as f64 / 1e6);
+            page.line(&format!("{NAME}_bucket"), &labels, so_far);
+        }
+        let total: u64 = row.stats.latency.iter().sum();
+        page.line(&format!("{NAME}_bucket"), &format!("{},le=\"+Inf\"", row.labels()), total);
+        let seconds = row.stats.latency_sum_us as f64 / 1e6;
+        page.line(&format!("{NAME}_sum"), &row.labels(), seconds);
+        page.line(&format!("{NAME}_count"), &row.labels(), total);
+    }
+}
+
+impl Row {
+    /// Names of endpoints hold no character that would need escaping.
+    fn labels(&self) -> String {
+        format!("endpoint=\"{}\"", self.endpoint.name())
+    }
+}
+
+/// Text in Prometheus' exposition format. Writing into a string cannot fail.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(self.0, "{name}{braces} {value}");
+    }
+}
