@@ -188,7 +188,8 @@ impl Step<'_> {
     /// result is.
     fn flat(&self, value: ValueId, rank: usize) -> bool {
         let shape = self.proof.shape(value);
-        let fits = shape.is_some_and(|s| s.len() < rank || (s.len() == rank && s[0] == 1));
+        let fits =
+            shape.is_some_and(|s| s.len() < rank || (s.len() == rank && s.first() == Some(&1)));
         self.constant(value) && fits
     }
 
