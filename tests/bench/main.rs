@@ -1,1 +1,44 @@
-fn main() {}
+//! `mortise-bench`: what `cargo xtask bench` runs. Each benchmark prints a
+//! table and, as its last line, one JSON object.
+
+mod crash;
+mod floor;
+mod footprint;
+mod peers;
+mod report;
+mod serve;
+mod swap;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Version swaps under load, and the stall of a slow deployment.
+    Swap(swap::Args),
+    /// Requests per second beside peers and a floor.
+    Serve(serve::Args),
+    /// Idle memory, start-up time, size of the binary.
+    Footprint,
+    /// `kill -9` during deployments.
+    Crash(crash::Args),
+    /// The floor itself: a bare hyper server, on a port that it prints.
+    #[command(hide = true)]
+    Floor,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().bench {
+        Bench::Swap(args) => swap::run(&args),
+        Bench::Serve(args) => serve::run(&args),
+        Bench::Footprint => footprint::run(),
+        Bench::Crash(args) => crash::run(&args),
+        Bench::Floor => floor::run(),
+    }
+}

@@ -6,9 +6,11 @@ pub mod admin;
 pub mod http1;
 pub mod infer;
 pub mod load;
+pub mod onnx;
 pub mod paths;
 pub mod server;
 pub mod stats;
+pub mod wait;
 
 pub use admin::{Admin, Deployment};
 pub use http1::{Client, Response};
