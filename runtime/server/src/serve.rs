@@ -8,9 +8,9 @@ use crate::control;
 use crate::metrics::Metrics;
 use crate::{embedded, http};
 use anyhow::{Context, Result};
-use mortise_deploy::{DeployConfig, Deployer};
+use mortise_deploy::{DeployConfig, Deployer, lower_priority};
 use mortise_host::{Host, HostConfig, WorkerCommand};
-use mortise_serve::Registry;
+use mortise_serve::{Registry, ServeConfig};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,11 @@ where
 async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
     let config = config.clone();
     let open = move || -> Result<Arc<App>> {
-        let registry = Registry::new(config.serving.clone())?;
+        let serving = ServeConfig {
+            on_background_thread: lower_priority,
+            ..config.serving.clone()
+        };
+        let registry = Registry::new(serving)?;
         std::fs::create_dir_all(&config.store_dir)
             .with_context(|| format!("cannot make the store {}", config.store_dir.display()))?;
         let deployer = Deployer::open(DeployConfig {

@@ -90,7 +90,7 @@ impl DeployBody {
                 config: transform.config,
             })
         };
-        let tests = |tests: TestsBody| {
+        let tests = |tests: TestsBody| -> Result<TestUpload> {
             Ok(TestUpload {
                 file: admin.uploads.take(&tests.upload)?,
                 data: files(admin, tests.data)?,

@@ -6,7 +6,7 @@ mod resolved;
 mod unknown;
 
 pub(crate) use raw::Raw;
-pub(crate) use resolved::{Overrides, Resolved};
+pub(crate) use resolved::{HttpSettings, Overrides, Resolved};
 
 use anyhow::{Context, Result};
 use std::path::Path;

@@ -113,6 +113,8 @@ section! {
         /// Time inside the plugin in one call; time of graphs that the host
         /// runs for it does not count.
         call_timeout_ms: u64 = 1_000,
+        /// Time that the host spends running graphs for one call.
+        graph_timeout_ms: u64 = 30_000,
         /// Time for loading one instance, building its graph included.
         load_timeout_ms: u64 = 30_000,
         /// Linear memory of one instance.

@@ -133,6 +133,7 @@ fn serving(raw: &Raw) -> ServeConfig {
 fn plugins(raw: &raw::Plugins) -> PluginLimits {
     PluginLimits {
         call_timeout: Duration::from_millis(raw.call_timeout_ms),
+        graph_timeout: Duration::from_millis(raw.graph_timeout_ms),
         load_timeout: Duration::from_millis(raw.load_timeout_ms),
         memory_bytes: raw.memory_bytes as usize,
         table_elements: raw.max_table_elements as usize,
@@ -199,6 +200,7 @@ fn refuse_zeros(raw: &Raw) -> Result<()> {
         ("serving.max_endpoint_requests", raw.serving.max_endpoint_requests),
         ("serving.max_admitted_bytes", raw.serving.max_admitted_bytes),
         ("plugins.call_timeout_ms", raw.plugins.call_timeout_ms),
+        ("plugins.graph_timeout_ms", raw.plugins.graph_timeout_ms),
         ("plugins.load_timeout_ms", raw.plugins.load_timeout_ms),
         ("plugins.memory_bytes", raw.plugins.memory_bytes),
         ("plugins.instances", raw.plugins.instances),
