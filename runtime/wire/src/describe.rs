@@ -192,6 +192,10 @@ impl IndexEntry {
             reason: not_ready.unwrap_or_default(),
         }
     }
+
+    pub fn is_ready(&self) -> bool {
+        self.state == "READY"
+    }
 }
 
 pub fn index_body(entries: &[IndexEntry]) -> Bytes {

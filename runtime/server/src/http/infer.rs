@@ -1,0 +1,131 @@
+use super::DataPlane;
+use super::body::{self, is_large, off_worker};
+use super::encoding;
+use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header};
+use hyper::body::Incoming;
+use mortise_serve::{InferAnswer, InferCall, Revision};
+use mortise_types::{Error, Result, Signature, Tensor};
+use mortise_wire::{Encoded, InferReply, InferRequest, decode_infer, encode_infer};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Elements of outputs above which their encoding as JSON leaves the thread
+/// that serves connections.
+const MANY_ELEMENTS: usize = 8 * 1024;
+
+/// `POST /v2/models/{m}[/versions/{v}]/infer`
+pub(super) async fn infer(
+    plane: &Arc<DataPlane>,
+    name: &str,
+    version: Option<&str>,
+    request: Request<Incoming>,
+) -> Reply {
+    let accepted = encoding::accepted(request.headers());
+    let reply = match respond(plane, name, version, request).await {
+        Ok(encoded) => {
+            plane.observer.http.body_sent(encoded.byte_len());
+            success(encoded)
+        }
+        Err(error) => reply::error(&error),
+    };
+    match accepted {
+        None => reply,
+        accepted => body::compress(reply, accepted).await,
+    }
+}
+
+fn success(encoded: Encoded) -> Reply {
+    let content_type = if encoded.header_length.is_some() { BINARY } else { JSON };
+    let mut reply = Response::new(Body::segments(encoded.segments));
+    reply.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    if let Some(length) = encoded.header_length {
+        reply.headers_mut().insert(HEADER_LENGTH, length.into());
+    }
+    reply
+}
+
+async fn respond(
+    plane: &Arc<DataPlane>,
+    name: &str,
+    version: Option<&str>,
+    request: Request<Incoming>,
+) -> Result<Encoded> {
+    let arrived = Instant::now();
+    let latest = arrived + plane.settings.request_timeout;
+    let (head, body) = request.into_parts();
+    let body = body::read(plane, &head.headers, body, latest.into()).await?;
+    let endpoint = plane
+        .registry
+        .endpoint(name)
+        .ok_or_else(|| Error::not_found(format!("unknown model \"{name}\"")))?;
+    let header_length = header_length(&head.headers)?;
+    // Only a raw request takes its shape from the model.
+    let live = (header_length == Some(0)).then(|| endpoint.live()).flatten();
+    let mut request = decode(plane, body, header_length, live).await?;
+    let inputs = std::mem::take(&mut request.inputs);
+    let outputs = request.outputs.as_ref();
+    let call = InferCall {
+        endpoint: name,
+        version,
+        inputs: inputs.into_iter().map(|input| (input.name, input.tensor)).collect(),
+        outputs: outputs.map(|list| list.iter().map(|output| output.name.clone()).collect()),
+        deadline: Some(deadline(arrived, latest, &request)),
+    };
+    let answer = plane.registry.infer(call).await?;
+    encode(name, answer, request).await
+}
+
+/// The client's own timeout counts when it is the earlier one.
+fn deadline(arrived: Instant, latest: Instant, request: &InferRequest) -> Instant {
+    let asked = request.timeout.and_then(|timeout| arrived.checked_add(timeout));
+    asked.map_or(latest, |asked| asked.min(latest))
+}
+
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    length.map(Some).ok_or_else(|| {
+        Error::invalid(format!(
+            "Inference-Header-Content-Length must be a byte count, got {value:?}"
+        ))
+    })
+}
+
+async fn decode(
+    plane: &Arc<DataPlane>,
+    body: Bytes,
+    header_length: Option<usize>,
+    live: Option<Arc<Revision>>,
+) -> Result<InferRequest> {
+    let json_bytes = header_length.unwrap_or(body.len());
+    if !is_large(json_bytes) {
+        let signature = live.as_deref().map(Revision::signature);
+        return decode_infer(&body, header_length, signature, &plane.limits);
+    }
+    let plane = plane.clone();
+    off_worker(true, move || {
+        let signature: Option<&Signature> = live.as_deref().map(Revision::signature);
+        decode_infer(&body, header_length, signature, &plane.limits)
+    })
+    .await?
+}
+
+async fn encode(name: &str, answer: InferAnswer, request: InferRequest) -> Result<Encoded> {
+    let elements: usize = answer.outputs.iter().map(|(_, tensor): &(_, Tensor)| tensor.len()).sum();
+    if elements <= MANY_ELEMENTS {
+        return encode_now(name, &answer, &request);
+    }
+    let name = name.to_owned();
+    off_worker(true, move || encode_now(&name, &answer, &request)).await?
+}
+
+fn encode_now(name: &str, answer: &InferAnswer, request: &InferRequest) -> Result<Encoded> {
+    let reply = InferReply {
+        model_name: name,
+        model_version: answer.revision.version(),
+        outputs: &answer.outputs,
+    };
+    encode_infer(&reply, request)
+}
