@@ -1,1 +1,10 @@
-//! Integration tests.
+//! Integration tests: the release binary, driven over sockets. One binary, so
+//! that it links once; every server is on free ports with a store of its own.
+
+mod bad_input;
+mod command_line;
+mod deployments;
+mod graph_bombs;
+mod guests;
+mod protocol;
+mod recovery;

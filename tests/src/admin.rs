@@ -19,8 +19,11 @@ pub struct Deployment {
     pub transforms: Vec<Part>,
     pub version: Option<u64>,
     /// The self-test file and the data files it names.
-    pub tests: Option<(String, Vec<(String, Vec<u8>)>)>,
+    pub tests: Option<(String, Vec<File>)>,
 }
+
+/// A file by name.
+pub type File = (String, Vec<u8>);
 
 /// A plugin with its files and configuration.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +31,7 @@ pub struct Part {
     pub name: String,
     /// The component, unless it is a first-party plugin.
     pub component: Option<Vec<u8>>,
-    pub assets: Vec<(String, Vec<u8>)>,
+    pub assets: Vec<File>,
     pub config: Map<String, Value>,
 }
 
@@ -252,8 +255,8 @@ fn part_json(part: &Part, upload: &mut Upload) -> Result<Value> {
     Ok(json!({"plugin": plugin, "assets": assets, "config": part.config}))
 }
 
-fn files_json(files: &[(String, Vec<u8>)], upload: &mut Upload) -> Result<Value> {
-    let mut file = |(name, bytes): &(String, Vec<u8>)| -> Result<Value> {
+fn files_json(files: &[File], upload: &mut Upload) -> Result<Value> {
+    let mut file = |(name, bytes): &File| -> Result<Value> {
         Ok(json!({"name": name, "upload": upload(bytes)?}))
     };
     files.iter().map(&mut file).collect()
