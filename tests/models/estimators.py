@@ -264,7 +264,6 @@ def transformers():
         "gaussian_mixture": lambda: mixture.GaussianMixture(2, random_state=0),
         "bayesian_mixture": lambda: mixture.BayesianGaussianMixture(n_components=2, random_state=0),
         "variance_threshold": lambda: feature_selection.VarianceThreshold(0.3),
-        "trees_embedding": lambda: ensemble.RandomTreesEmbedding(3, max_depth=3, random_state=0),
     }
     cases = {name: transform(make) for name, make in plain.items()}
     supervised = {
@@ -424,7 +423,6 @@ def multi_label():
         return case
 
     return {
-        "multi_output_classifier": fit(lambda: multioutput.MultiOutputClassifier(linear_model.LogisticRegression())),
         "multi_label_forest": fit(lambda: ensemble.RandomForestClassifier(n_estimators=5, random_state=0)),
         "multi_label_knn": fit(lambda: neighbors.KNeighborsClassifier(3)),
         "multi_label_mlp": fit(lambda: neural_network.MLPClassifier((8,), max_iter=50, random_state=0)),
