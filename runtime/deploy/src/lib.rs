@@ -1,1 +1,38 @@
+//! From uploaded files to a live revision, and back: the stages of a
+//! deployment, the store that survives `kill -9`, self-tests, rollback.
+//!
+//! [`Deployer::open`] takes ownership of a store directory and restores every
+//! live endpoint. [`Deployer::upload`] streams a file to disk,
+//! [`Deployer::deploy`] takes finished uploads through every [`Stage`]. The
+//! format of the tests that travel with a deployment is in [`selftest`].
+//!
+//! Every method blocks (on disk, on plugins, on the stages of a deployment):
+//! call them from a thread that serves nobody. The heavy work itself runs on
+//! threads of low priority that belong to this crate.
 
+mod background;
+mod config;
+mod deployer;
+mod memory;
+mod pipeline;
+mod request;
+mod retire;
+pub mod selftest;
+mod stage;
+mod status;
+mod store;
+mod toolchain;
+
+pub use background::lower_priority;
+pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
+pub use deployer::Deployer;
+pub use memory::machine_memory_bytes;
+pub use request::{DeployRequest, NamedUpload, PluginRef, TestUpload, TransformRequest};
+pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};
+pub use status::{
+    AssetInfo, AuditEntry, AuditQuery, Deployed, EndpointState, EndpointStatus, GcReport,
+    InProgress, PartInfo, Reversion, RevisionInfo, SignatureInfo, StoreStatus, TensorInfo,
+    VersionInfo,
+};
+pub use store::{Upload, UploadWriter};
+pub use toolchain::{CompiledPlugin, HostToolchain, Toolchain, VerifiedPlugin};

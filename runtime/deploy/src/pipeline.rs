@@ -1,0 +1,409 @@
+//! The stages of a deployment as types. Each is made from the one before, which
+//! it consumes, so that skipping one does not compile.
+
+use crate::background;
+use crate::config::DeployLimits;
+use crate::memory::{Ledger, Reservation};
+use crate::request::{DeployRequest, NamedUpload, PluginRef};
+use crate::selftest::{self, Report, SelfTest};
+use crate::status::{AssetInfo, PartInfo, RevisionInfo, VersionInfo};
+use crate::store::{Numbers, Pin, Store, Upload, now_ms};
+use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
+use mortise_host::{LoadRequest, PluginLimits, World};
+use mortise_serve::{Registry, Revision, RevisionParts, Stage as ServeStage};
+use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl, Tensor};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+/// Memory that one warm instance of a plugin takes, for the budget: what its
+/// limit allows is far more than what a plugin uses.
+const INSTANCE_BYTES: u64 = 4 << 20;
+
+/// Time for the run that warms a revision up.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the stages work with.
+pub(crate) struct Context {
+    pub(crate) store: Store,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) toolchain: Arc<dyn Toolchain>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) limits: DeployLimits,
+    pub(crate) plugin_limits: PluginLimits,
+    pub(crate) builtins: HashMap<String, Builtin>,
+}
+
+/// A first-party plugin and the digest of its bytes.
+pub(crate) struct Builtin {
+    pub(crate) digest: String,
+    pub(crate) component: Bytes,
+}
+
+/// What is being built.
+pub(crate) struct Subject<'a> {
+    ctx: &'a Context,
+    pub(crate) endpoint: String,
+    pub(crate) numbers: Numbers,
+    pub(crate) version: VersionInfo,
+    origin: Origin,
+}
+
+/// Where the files come from.
+enum Origin {
+    /// A deployment; its files are kept from `gc` until they are committed.
+    Request { _pin: Pin },
+    /// A revision that went through every stage before.
+    Store,
+}
+
+/// Files in place, complete and durable.
+pub(crate) struct Uploaded<'a>(Subject<'a>);
+
+/// Every component fits the world that it is used for.
+pub(crate) struct Verified<'a> {
+    subject: Subject<'a>,
+    plugins: Vec<Box<dyn VerifiedPlugin>>,
+}
+
+/// A whole revision, connected, with its memory reserved; nobody sees it yet.
+pub(crate) struct Compiled<'a> {
+    subject: Subject<'a>,
+    built: Built,
+}
+
+pub(crate) struct SelfTested<'a> {
+    subject: Subject<'a>,
+    built: Built,
+    report: Option<Report>,
+    tests: Option<SelfTest>,
+}
+
+/// Ready to answer.
+pub(crate) struct Warmed<'a> {
+    pub(crate) subject: Subject<'a>,
+    pub(crate) built: Built,
+    pub(crate) report: Option<Report>,
+}
+
+pub(crate) struct Built {
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) reservation: Reservation,
+}
+
+impl<'a> Uploaded<'a> {
+    /// Takes the uploads of a request into the store.
+    ///
+    /// # Errors
+    /// When a plugin is unknown, or the disk is full or read-only.
+    pub(crate) fn receive(
+        ctx: &'a Context,
+        request: DeployRequest,
+        numbers: Numbers,
+    ) -> Result<Self> {
+        let mut intake = Intake { ctx, uploads: Vec::new() };
+        let version = intake.version(request, numbers)?;
+        // Before anything asks which files are known: see `Store::sweep`.
+        let pin = ctx.store.blobs().pin(files(&version.1));
+        let uploads = intake.with_builtins(&version.1)?;
+        ctx.store.place(uploads)?;
+        let (endpoint, version) = version;
+        let origin = Origin::Request { _pin: pin };
+        Ok(Self(Subject { ctx, endpoint, numbers, version, origin }))
+    }
+
+    /// A revision that was live before.
+    pub(crate) fn restore(ctx: &'a Context, endpoint: &str, revision: &RevisionInfo) -> Self {
+        let numbers = Numbers {
+            version: revision.version.number,
+            revision: revision.number,
+            previous: revision.previous,
+        };
+        let endpoint = endpoint.to_string();
+        let version = revision.version.clone();
+        Self(Subject { ctx, endpoint, numbers, version, origin: Origin::Store })
+    }
+
+    /// # Errors
+    /// When a component is damaged or fits no world, or another than the one
+    /// it is used for.
+    pub(crate) fn verify(self) -> Result<Verified<'a>> {
+        let subject = self.0;
+        let ctx = subject.ctx;
+        let roles = subject.parts().map(|(part, world)| {
+            let component = ctx.store.map(&part.plugin_digest)?;
+            let plugin = ctx.toolchain.verify(&part.plugin_digest, component);
+            let plugin = plugin.map_err(|error| about(part, error))?;
+            match plugin.world() == world {
+                true => Ok(plugin),
+                false => Err(wrong_world(part, plugin.world(), world)),
+            }
+        });
+        let plugins = roles.collect::<Result<_>>()?;
+        Ok(Verified { subject, plugins })
+    }
+}
+
+impl<'a> Verified<'a> {
+    /// Compiles, loads and connects the parts.
+    ///
+    /// # Errors
+    /// When memory does not suffice, a part does not compile or load, or the
+    /// parts do not fit each other.
+    pub(crate) fn compile(self) -> Result<Compiled<'a>> {
+        let Self { subject, plugins } = self;
+        let must_compile = plugins.iter().any(|plugin| !plugin.is_compiled());
+        if must_compile && matches!(subject.origin, Origin::Request { .. }) {
+            // Known to be long, and a compiler inherits the priority.
+            background::lower_priority();
+        }
+        let mut reservation = subject.ctx.ledger.reserve(subject.expected_bytes())?;
+        let parts: Vec<&PartInfo> = subject.parts().map(|(part, _)| part).collect();
+        let stages = parts.iter().zip(plugins).map(|(part, plugin)| {
+            let code = plugin.compile().map_err(|error| about(part, error))?;
+            subject.load(part, &*code).map_err(|error| about(part, error))
+        });
+        let revision = Arc::new(Revision::new(RevisionParts {
+            endpoint: subject.endpoint.clone(),
+            number: subject.numbers.revision,
+            version: subject.numbers.version,
+            stages: stages.collect::<Result<_>>()?,
+            created: UNIX_EPOCH + Duration::from_millis(subject.version.created_ms),
+        })?);
+        reservation.resize(subject.actual_bytes(&revision))?;
+        Ok(Compiled { subject, built: Built { revision, reservation } })
+    }
+}
+
+impl<'a> Compiled<'a> {
+    /// Runs the tests that travel with the deployment, if any. A revision from
+    /// the store passed them when it was deployed.
+    ///
+    /// # Errors
+    /// The first test that fails: expected, got, tolerance.
+    pub(crate) fn self_test(self) -> Result<SelfTested<'a>> {
+        let Self { subject, built } = self;
+        let tests = match subject.origin {
+            Origin::Request { .. } => subject.tests()?,
+            Origin::Store => None,
+        };
+        let ctx = subject.ctx;
+        let live = ctx.registry.endpoint(&subject.endpoint).and_then(|endpoint| endpoint.live());
+        let deadline = Instant::now() + ctx.limits.self_test_timeout;
+        let live = live.as_deref().map(|live| live as &dyn selftest::Subject);
+        let run = |tests: &SelfTest| tests.run(&*built.revision, live, deadline);
+        let report = tests.as_ref().map(run).transpose()?;
+        Ok(SelfTested { subject, built, report, tests })
+    }
+}
+
+impl<'a> SelfTested<'a> {
+    /// Runs the revision once, so that its first request finds caches, arenas
+    /// and instances filled and its time is known. The answer does not matter:
+    /// inputs made up of zeros may well be refused.
+    pub(crate) fn warm(self) -> Warmed<'a> {
+        let Self { subject, built, report, tests } = self;
+        let examples = tests.as_ref().and_then(|tests| tests.first_inputs(&*built.revision));
+        let inputs = examples.or_else(|| zero_inputs(&built.revision));
+        let deadline = Instant::now() + WARM_UP_TIMEOUT;
+        let control = RunControl::new(Some(deadline), RunControl::DEFAULT_LOOP_ITERATIONS);
+        if let Some(inputs) = inputs
+            && let Err(error) = built.revision.run_blocking(inputs, &control)
+        {
+            tracing::debug!(endpoint = subject.endpoint, %error, "the warm-up run failed");
+        }
+        Warmed { subject, built, report }
+    }
+}
+
+impl Warmed<'_> {
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.subject.endpoint
+    }
+}
+
+impl Subject<'_> {
+    /// In the order they run, each with the world it must fit.
+    fn parts(&self) -> impl Iterator<Item = (&PartInfo, World)> {
+        let transforms = self.version.transforms.iter().map(|part| (part, World::Transform));
+        transforms.chain([(&self.version.model, World::Model)])
+    }
+
+    fn load(&self, part: &PartInfo, code: &dyn CompiledPlugin) -> Result<ServeStage> {
+        code.load(LoadRequest {
+            plugin: part.plugin.clone(),
+            endpoint: self.endpoint.clone(),
+            config_json: Value::Object(part.config.clone()).to_string(),
+            assets: self.assets(&part.assets)?,
+            limits: self.ctx.plugin_limits.clone(),
+            runner: self.ctx.registry.runner(),
+        })
+    }
+
+    /// Mapped from the store's own copies, which nothing can change.
+    fn assets(&self, infos: &[AssetInfo]) -> Result<Assets> {
+        let map = |info: &AssetInfo| {
+            let bytes = self.ctx.store.map(&info.digest)?;
+            Ok((info.name.clone(), Asset { digest: info.digest.as_str().into(), bytes }))
+        };
+        Ok(Assets::new(infos.iter().map(map).collect::<Result<BTreeMap<_, _>>>()?))
+    }
+
+    fn tests(&self) -> Result<Option<SelfTest>> {
+        let Some(digest) = &self.version.tests_digest else { return Ok(None) };
+        let text = self.ctx.store.map(digest)?;
+        let mut data = BTreeMap::new();
+        for info in &self.version.test_data {
+            data.insert(info.name.clone(), self.ctx.store.map(&info.digest)?);
+        }
+        SelfTest::parse(&text, &data).map(Some)
+    }
+
+    fn asset_bytes(&self) -> u64 {
+        self.parts().flat_map(|(part, _)| &part.assets).map(|asset| asset.size_bytes).sum()
+    }
+
+    fn instance_bytes(&self, count: usize) -> u64 {
+        count as u64 * self.ctx.plugin_limits.instances as u64 * INSTANCE_BYTES
+    }
+
+    /// Before anything is loaded: the files, a packed copy of each, instances.
+    fn expected_bytes(&self) -> u64 {
+        self.asset_bytes() * 2 + self.instance_bytes(self.parts().count())
+    }
+
+    /// Once it is known what the graphs take and which plugins stay.
+    fn actual_bytes(&self, revision: &Revision) -> u64 {
+        let custom = revision.stages().iter().filter(|stage| stage.is_custom()).count();
+        self.asset_bytes() + revision.memory_bytes() + self.instance_bytes(custom)
+    }
+}
+
+/// Splits a request into what is recorded and the files that come with it.
+struct Intake<'a> {
+    ctx: &'a Context,
+    uploads: Vec<Upload>,
+}
+
+impl Intake<'_> {
+    fn version(
+        &mut self,
+        request: DeployRequest,
+        numbers: Numbers,
+    ) -> Result<(String, VersionInfo)> {
+        let model = self.part(request.plugin, request.assets, request.config)?;
+        let transforms = request.transforms.into_iter();
+        let transforms = transforms.map(|each| self.part(each.plugin, each.assets, each.config));
+        let transforms = transforms.collect::<Result<_>>()?;
+        let (tests_digest, test_data) = match request.tests {
+            Some(tests) => {
+                let digest = tests.file.digest().to_string();
+                self.uploads.push(tests.file);
+                (Some(digest), self.files(tests.data))
+            }
+            None => (None, Vec::new()),
+        };
+        let version = VersionInfo {
+            number: numbers.version,
+            created_ms: now_ms(),
+            who: request.who,
+            model,
+            transforms,
+            tests_digest,
+            test_data,
+        };
+        Ok((request.name, version))
+    }
+
+    fn part(
+        &mut self,
+        plugin: PluginRef,
+        assets: Vec<NamedUpload>,
+        config: Map<String, Value>,
+    ) -> Result<PartInfo> {
+        let (plugin, plugin_digest) = match plugin {
+            PluginRef::Builtin(name) => {
+                let digest = self.ctx.builtin(&name)?.digest.clone();
+                (name, digest)
+            }
+            PluginRef::Uploaded { name, component } => {
+                let digest = component.digest().to_string();
+                self.uploads.push(component);
+                (name, digest)
+            }
+        };
+        Ok(PartInfo { plugin, plugin_digest, assets: self.files(assets), config })
+    }
+
+    fn files(&mut self, files: Vec<NamedUpload>) -> Vec<AssetInfo> {
+        let take = |NamedUpload { name, upload }: NamedUpload| {
+            let digest = upload.digest().to_string();
+            let info = AssetInfo { name, digest, size_bytes: upload.size_bytes() };
+            self.uploads.push(upload);
+            info
+        };
+        files.into_iter().map(take).collect()
+    }
+
+    /// The uploads, with a copy of each first-party plugin that the store lacks:
+    /// a later mortise may carry another one, and versions do not change.
+    fn with_builtins(mut self, version: &VersionInfo) -> Result<Vec<Upload>> {
+        let parts = version.transforms.iter().chain([&version.model]);
+        let used: BTreeSet<&str> = parts.map(|part| part.plugin_digest.as_str()).collect();
+        for builtin in self.ctx.builtins.values() {
+            let is_used = used.contains(builtin.digest.as_str());
+            if is_used && !self.ctx.store.knows(&builtin.digest)? {
+                let mut writer = self.ctx.store.blobs().upload()?;
+                writer.write(&builtin.component)?;
+                self.uploads.push(writer.finish()?);
+            }
+        }
+        Ok(self.uploads)
+    }
+}
+
+impl Context {
+    fn builtin(&self, name: &str) -> Result<&Builtin> {
+        self.builtins.get(name).ok_or_else(|| {
+            let mut names: Vec<&str> = self.builtins.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            Error::invalid(format!(
+                "there is no first-party plugin \"{name}\"; there are {names:?}, or give the path \
+                 of a component (.wasm)"
+            ))
+        })
+    }
+}
+
+/// The digest of every file of a version, once.
+pub(crate) fn files(version: &VersionInfo) -> Vec<String> {
+    let parts = || version.transforms.iter().chain([&version.model]);
+    let plugins = parts().map(|part| &part.plugin_digest);
+    let assets = parts().flat_map(|part| &part.assets).chain(&version.test_data);
+    let assets = assets.map(|asset| &asset.digest);
+    let all: BTreeSet<&String> = plugins.chain(&version.tests_digest).chain(assets).collect();
+    all.into_iter().cloned().collect()
+}
+
+fn about(part: &PartInfo, error: Error) -> Error {
+    error.context(format_args!("plugin \"{}\"", part.plugin))
+}
+
+fn wrong_world(part: &PartInfo, is: World, wanted: World) -> Error {
+    Error::invalid(format!(
+        "plugin \"{}\" is a {is}, and is used as a {wanted}: models are given with --plugin, \
+         transforms with --transform",
+        part.plugin
+    ))
+}
+
+/// One row of zeros; `None` when the signature leaves no such input.
+fn zero_inputs(revision: &Revision) -> Option<Vec<(String, Tensor)>> {
+    let zero = |spec: &mortise_types::TensorSpec| {
+        let dims: Vec<usize> =
+            spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).collect();
+        Some((spec.name.clone(), Tensor::zeros(spec.dtype, &dims).ok()?))
+    };
+    revision.signature().inputs.iter().map(zero).collect()
+}

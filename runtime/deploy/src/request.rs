@@ -1,0 +1,53 @@
+use crate::store::Upload;
+use serde_json::{Map, Value};
+
+/// Everything one deployment is made of. Uploads come from
+/// [`crate::Deployer::upload`].
+pub struct DeployRequest {
+    /// Name of the endpoint: 1 to 128 of `A-Z a-z 0-9 _ - .`, starting with a
+    /// letter or digit.
+    pub name: String,
+    /// The model plugin.
+    pub plugin: PluginRef,
+    /// `None` takes the next number. An explicit version must be new.
+    pub version: Option<u64>,
+    /// Files the model plugin may read, by name (`model.onnx`).
+    pub assets: Vec<NamedUpload>,
+    /// Handed to the model plugin's `load` as a JSON object.
+    pub config: Map<String, Value>,
+    /// Run in this order in front of the model.
+    pub transforms: Vec<TransformRequest>,
+    /// Checked before the deployment goes live; see [`crate::selftest`].
+    pub tests: Option<TestUpload>,
+    /// Who deploys, for the audit log.
+    pub who: String,
+}
+
+/// One transform in front of the model.
+pub struct TransformRequest {
+    pub plugin: PluginRef,
+    pub assets: Vec<NamedUpload>,
+    pub config: Map<String, Value>,
+}
+
+/// Which component to run.
+pub enum PluginRef {
+    /// One of [`crate::DeployConfig::builtins`], by name: `onnx`, `mlp`.
+    Builtin(String),
+    /// A component of the deployer's own. `name` is used in messages.
+    Uploaded { name: String, component: Upload },
+}
+
+/// A file and the name under which plugins or tests find it.
+pub struct NamedUpload {
+    pub name: String,
+    pub upload: Upload,
+}
+
+/// A self-test file and the data files that it names.
+pub struct TestUpload {
+    /// The TOML file.
+    pub file: Upload,
+    /// Files that it refers to (`holdout.csv`, `examples.json`).
+    pub data: Vec<NamedUpload>,
+}

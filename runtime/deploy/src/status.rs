@@ -1,0 +1,210 @@
+//! What the admin API shows. These types are serialised as they are.
+
+use crate::selftest::Report;
+use crate::stage::{Stage, StageTiming};
+use mortise_types::{Signature, TensorSpec};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The answer to a deployment that went live.
+#[derive(Clone, Debug, Serialize)]
+pub struct Deployed {
+    pub name: String,
+    pub version: u64,
+    pub revision: u64,
+    /// What the new revision replaced, if anything.
+    pub replaced_revision: Option<u64>,
+    pub plugin: String,
+    pub plugin_digest: String,
+    pub stages: Vec<StageTiming>,
+    /// `None` when the deployment carried no tests.
+    pub tests: Option<Report>,
+    /// Bytes reserved for the new revision: weights, arena, instances.
+    pub memory_bytes: u64,
+}
+
+/// The answer to a rollback, load, unload or undeploy.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reversion {
+    pub name: String,
+    /// The revision and version that are live now; `None` after undeploy or
+    /// unload.
+    pub revision: Option<u64>,
+    pub version: Option<u64>,
+    /// What was live before.
+    pub replaced_revision: Option<u64>,
+}
+
+/// What an endpoint is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum EndpointState {
+    /// Answers requests.
+    Ready,
+    /// Taken out of service by `unload`; `load` brings it back.
+    Unloaded,
+    /// Cannot answer, and why: a failed restore, a quarantined plugin.
+    NotReady(String),
+}
+
+/// One endpoint in a listing.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    pub name: String,
+    #[serde(flatten)]
+    pub state: EndpointState,
+    pub revision: RevisionInfo,
+    /// Where `rollback` would go; `None` when there is nothing before.
+    pub rollback_revision: Option<u64>,
+    /// A deployment that is under way.
+    pub in_progress: Option<InProgress>,
+    /// The newest deployment, when it failed: what live serves is older.
+    pub last_failure: Option<String>,
+    /// Bytes reserved; 0 when unloaded.
+    pub memory_bytes: u64,
+    /// Of the live revision; `None` when it is not loaded.
+    pub signature: Option<SignatureInfo>,
+}
+
+/// A deployment under way.
+#[derive(Clone, Debug, Serialize)]
+pub struct InProgress {
+    pub stage: Stage,
+    pub who: String,
+    pub elapsed_ms: u64,
+}
+
+/// A revision: what an endpoint serves as one.
+#[derive(Clone, Debug, Serialize)]
+pub struct RevisionInfo {
+    pub number: u64,
+    /// The revision that was live before this one first went live.
+    pub previous: Option<u64>,
+    pub live: bool,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    pub who: String,
+    pub version: VersionInfo,
+}
+
+/// A version: plugin, assets and configuration, immutable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VersionInfo {
+    pub number: u64,
+    pub created_ms: u64,
+    pub who: String,
+    pub model: PartInfo,
+    pub transforms: Vec<PartInfo>,
+    /// `sha256:…` of the self-test file.
+    pub tests_digest: Option<String>,
+    pub test_data: Vec<AssetInfo>,
+}
+
+/// A plugin with what it was given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PartInfo {
+    pub plugin: String,
+    /// `sha256:…` of the component.
+    pub plugin_digest: String,
+    pub assets: Vec<AssetInfo>,
+    pub config: Map<String, Value>,
+}
+
+/// One stored file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssetInfo {
+    pub name: String,
+    /// `sha256:…`
+    pub digest: String,
+    pub size_bytes: u64,
+}
+
+/// The named tensors that go in and come out.
+#[derive(Clone, Debug, Serialize)]
+pub struct SignatureInfo {
+    pub inputs: Vec<TensorInfo>,
+    pub outputs: Vec<TensorInfo>,
+}
+
+/// One input or output, with the protocol's name for its type.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorInfo {
+    pub name: String,
+    pub datatype: String,
+    /// -1 where any size is accepted.
+    pub shape: Vec<i64>,
+}
+
+impl From<&Signature> for SignatureInfo {
+    fn from(signature: &Signature) -> Self {
+        let infos = |specs: &[TensorSpec]| specs.iter().map(TensorInfo::from).collect();
+        Self { inputs: infos(&signature.inputs), outputs: infos(&signature.outputs) }
+    }
+}
+
+impl From<&TensorSpec> for TensorInfo {
+    fn from(spec: &TensorSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            datatype: spec.dtype.to_string(),
+            shape: spec.shape.clone(),
+        }
+    }
+}
+
+/// The store as a whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct StoreStatus {
+    pub store_dir: String,
+    pub endpoint_count: u64,
+    pub version_count: u64,
+    pub blob_count: u64,
+    pub blob_bytes: u64,
+    /// Reserved by revisions that are live, being built or draining.
+    pub memory_reserved_bytes: u64,
+    pub max_model_memory_bytes: u64,
+}
+
+/// What `gc` removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GcReport {
+    pub versions_removed: u64,
+    pub blobs_removed: u64,
+    pub bytes_freed: u64,
+    pub audit_entries_removed: u64,
+}
+
+/// One line of the audit log.
+#[derive(Clone, Debug, Serialize)]
+pub struct AuditEntry {
+    pub id: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    pub who: String,
+    /// `deploy`, `undeploy`, `rollback`, `load`, `unload`, `gc`.
+    pub action: String,
+    pub endpoint: Option<String>,
+    pub version: Option<u64>,
+    pub revision: Option<u64>,
+    /// `sha256:…` of every part that was involved.
+    pub digests: Vec<String>,
+    pub ok: bool,
+    /// What happened, or why it failed.
+    pub detail: String,
+}
+
+/// Which lines of the audit log to read.
+#[derive(Clone, Debug)]
+pub struct AuditQuery {
+    pub endpoint: Option<String>,
+    /// Only entries with a smaller id, for paging.
+    pub before_id: Option<u64>,
+    /// At most this many, newest first; at most 1,000.
+    pub limit: u32,
+}
+
+impl Default for AuditQuery {
+    fn default() -> Self {
+        Self { endpoint: None, before_id: None, limit: 100 }
+    }
+}
