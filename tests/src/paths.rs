@@ -29,5 +29,5 @@ pub fn plugin(name: &str) -> PathBuf {
 
 /// A file of a demo endpoint, such as `digits/model.onnx`.
 pub fn demo(file: &str) -> PathBuf {
-    root().join("plugins/onnx/demo").join(file)
+    root().join("plugins/demo").join(file)
 }
