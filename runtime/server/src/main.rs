@@ -16,6 +16,7 @@ use anyhow::Result;
 use clap::Parser;
 use cli::args::{Cli, Command, ListenArgs, ServeArgs};
 use config::{Overrides, Raw, Resolved};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -78,5 +79,9 @@ fn settings(file: Option<&Path>, listen: &ListenArgs) -> Result<Raw> {
 /// over the configuration.
 fn start_logging(default: &str) {
     let filter = EnvFilter::try_from_env("MORTISE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }

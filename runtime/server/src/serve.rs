@@ -13,6 +13,7 @@ use mortise_host::{Host, HostConfig, WorkerCommand};
 use mortise_serve::{Registry, ServeConfig};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -103,12 +104,13 @@ where
 async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
     let config = config.clone();
     let open = move || -> Result<Arc<App>> {
-        let serving = ServeConfig {
-            on_background_thread: lower_priority,
-            ..config.serving.clone()
-        };
+        let serving =
+            ServeConfig { on_background_thread: lower_priority, ..config.serving.clone() };
         let registry = Registry::new(serving)?;
-        std::fs::create_dir_all(&config.store_dir)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.store_dir)
             .with_context(|| format!("cannot make the store {}", config.store_dir.display()))?;
         let deployer = Deployer::open(DeployConfig {
             limits: config.deploy.clone(),

@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 /// Chunks between the connection and the disk.
 const CHUNKS_IN_FLIGHT: usize = 8;
 
+/// Bytes of a refused upload that are still read.
+const MAX_DISCARDED_BYTES: usize = 64 << 20;
+
 /// Files that were uploaded and wait for the deployment that takes them.
 pub(super) struct Uploads {
     pending: Mutex<HashMap<String, Pending>>,
@@ -68,22 +71,43 @@ impl Uploads {
 pub(super) async fn receive(deployer: Arc<Deployer>, mut body: Incoming) -> Result<Upload> {
     let (chunks, inbox) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let writing = tokio::task::spawn_blocking(move || write_all(deployer.upload()?, inbox));
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| Error::invalid(format!("the upload was broken off: {error}")));
-        let chunk = match frame.map(hyper::body::Frame::into_data) {
-            Ok(Ok(data)) => Ok(data),
-            Ok(Err(_trailers)) => continue,
-            Err(error) => Err(error),
-        };
-        let broken = chunk.is_err();
-        // A writer that has gone has failed, and says why below.
-        if chunks.send(chunk).await.is_err() || broken {
+    while let Some(chunk) = next_chunk(&mut body).await {
+        let is_broken = chunk.is_err();
+        if chunks.send(chunk).await.is_err() {
+            // The writer has failed and says why below.
+            discard(&mut body).await;
+            break;
+        }
+        if is_broken {
             break;
         }
     }
     drop(chunks);
     writing.await.map_err(|_| Error::internal("writing the upload failed"))?
+}
+
+async fn next_chunk(body: &mut Incoming) -> Option<Result<Bytes>> {
+    loop {
+        match body.frame().await?.map(hyper::body::Frame::into_data) {
+            Ok(Ok(data)) => return Some(Ok(data)),
+            Ok(Err(_trailers)) => {}
+            Err(error) => {
+                return Some(Err(Error::invalid(format!("the upload was broken off: {error}"))));
+            }
+        }
+    }
+}
+
+/// Reads on for a while: many clients look at the reply only after they have
+/// sent their body.
+async fn discard(body: &mut Incoming) {
+    let mut left = MAX_DISCARDED_BYTES;
+    while let Some(Ok(chunk)) = next_chunk(body).await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 fn write_all(mut writer: UploadWriter, mut inbox: mpsc::Receiver<Result<Bytes>>) -> Result<Upload> {
