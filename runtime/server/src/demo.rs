@@ -53,7 +53,7 @@ fn deploy_all(running: &Running) {
     }
     print_addresses(running);
     served.iter().for_each(|demo| print_curl(running, demo));
-    if let Some(demo) = served.first() {
+    if let Some(demo) = served.iter().find(|demo| demo.only_input().is_some()) {
         print_tritonclient(running, demo);
     }
     eprintln!("\nDEMO READY: {} endpoints; Ctrl-C stops the server", served.len());
@@ -117,10 +117,17 @@ impl Demo {
         self.files.iter().filter(is_named).map(upload).collect()
     }
 
-    /// A request of the protocol, on one line.
-    fn request(&self) -> Option<String> {
-        let request: Value = serde_json::from_slice(self.file(REQUEST_FILE)?.bytes).ok()?;
-        Some(request.to_string())
+    /// A request of the protocol.
+    fn request(&self) -> Option<Value> {
+        serde_json::from_slice(self.file(REQUEST_FILE)?.bytes).ok()
+    }
+
+    /// The input of a request that has one.
+    fn only_input(&self) -> Option<Value> {
+        match self.request()?["inputs"].as_array()?.as_slice() {
+            [input] => Some(input.clone()),
+            _ => None,
+        }
     }
 }
 
@@ -138,20 +145,18 @@ fn print_curl(running: &Running, demo: &Demo) {
 }
 
 fn print_tritonclient(running: &Running, demo: &Demo) {
-    let request: Value =
-        demo.request().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let input = &request["inputs"][0];
-    let (Some(name), Some(datatype)) = (input["name"].as_str(), input["datatype"].as_str()) else {
-        return;
-    };
+    let Some(input) = demo.only_input() else { return };
+    let text = |key: &str| input[key].as_str().unwrap_or_default().to_string();
+    let (name, datatype) = (text("name"), text("datatype"));
     eprintln!(
         "\n# Python, after: pip install 'tritonclient[http]'\n\
-         import numpy as np, tritonclient.http as triton\n\
+         import numpy as np, tritonclient.http as triton, tritonclient.utils as utils\n\
          client = triton.InferenceServerClient(\"{}\")\n\
-         data = np.array({}, dtype=triton.triton_to_np_dtype(\"{datatype}\")).reshape({})\n\
+         data = np.array({}, utils.triton_to_np_dtype(\"{datatype}\")).reshape({})\n\
          tensor = triton.InferInput(\"{name}\", data.shape, \"{datatype}\")\n\
          tensor.set_data_from_numpy(data)\n\
-         print(client.infer(\"{}\", [tensor]).get_response())",
+         answer = client.infer(\"{}\", [tensor]).get_response()\n\
+         print([(out[\"name\"], out[\"shape\"]) for out in answer[\"outputs\"]])",
         running.http, input["data"], input["shape"], demo.name
     );
 }
