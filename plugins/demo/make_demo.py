@@ -66,7 +66,7 @@ def breast_cancer():
     write_model("breast-cancer", from_sklearn(model, "features", 30))
     write_expected("breast-cancer", {"features": scaled})
     medians = np.median(x[train], axis=0)
-    write_json("breast-cancer/tabular.json", {
+    config = {
         "columns": [{"name": name, "type": "number"} for name in names],
         "steps": [
             {"step": "impute", "values": dict(zip(names, map(short, medians)))},
@@ -74,7 +74,8 @@ def breast_cancer():
                 name: {"mean": short(m), "std": short(s)} for name, m, s in zip(names, mean, std)}},
         ],
         "output": {"name": "features"},
-    })
+    }
+    (ROOT / "breast-cancer" / "tabular.json").write_text(json.dumps(config, indent=1) + "\n")
     write_holdout("breast-cancer", names, data.data[test], data.target[test])
     write_tests("breast-cancer", {name: name for name in names}, "accuracy >= 0.95")
     write_request("breast-cancer", {name: x[:1, [index]] for index, name in enumerate(names)})
@@ -152,14 +153,11 @@ limits = ["{limit}", "accuracy no worse than live by 0.02"]
 
 
 def write_request(endpoint, inputs):
-    write_json(f"{endpoint}/request.json", {"inputs": [
-        {"name": name, "datatype": "FP32", "shape": list(value.shape), "data": [short(v) for v in value.ravel()]}
-        for name, value in inputs.items()
-    ]})
-
-
-def write_json(path, value):
-    (ROOT / path).write_text(json.dumps(value, indent=1) + "\n")
+    lines = [json.dumps({
+        "name": name, "datatype": "FP32", "shape": list(value.shape), "data": [short(v) for v in value.ravel()],
+    }) for name, value in inputs.items()]
+    text = '{"inputs": [\n' + ",\n".join(lines) + "\n]}\n"
+    (ROOT / endpoint / "request.json").write_text(text)
 
 
 if __name__ == "__main__":
