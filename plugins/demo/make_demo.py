@@ -114,7 +114,9 @@ def short(value):
 def write_model(endpoint, model):
     folder = ROOT / endpoint
     (folder / "expected").mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    # The converters make up a name; a fixed one gives the same file every time.
+    model.graph.name = endpoint
+    (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
 def write_expected(endpoint, inputs):

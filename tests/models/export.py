@@ -29,6 +29,7 @@ def main():
     wanted = set(sys.argv[2:])
     directory.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
+    onnxruntime.set_default_logger_severity(4)
     manifest, failures = [], []
     for name, make in {**estimators.cases(), **graphs.cases()}.items():
         if wanted and name not in wanted:
