@@ -21,29 +21,11 @@ fn check_well(server: &Server, after: &str) -> Result<()> {
     Ok(())
 }
 
-/// A loop without a trip count whose condition stays true.
-fn endless_loop() -> Vec<u8> {
-    let body = Graph::default()
-        .input_int64("i")
-        .input_bool("go_in")
-        .input("v_in", &[-1, 1])
-        .node("Identity", &["go_in"], &["go_out"])
-        .node("Add", &["v_in", "v_in"], &["v_out"])
-        .output_bool("go_out")
-        .output("v_out", &[-1, 1]);
-    Graph::default()
-        .input("x", &[-1, 1])
-        .output("y", &[-1, 1])
-        .bool("go", true)
-        .node_with("Loop", &["", "go", "x"], &["y"], &[graph_attribute("body", &body)])
-        .model()
-}
-
 #[test]
 fn an_endless_loop_ends_at_the_deadline_or_the_bound() -> Result<()> {
     let server = server()?;
     let mut admin = server.admin()?;
-    admin.deploy("loop", &Deployment::onnx(endless_loop()))?;
+    admin.deploy("loop", &Deployment::onnx(onnx::endless_loop()))?;
     let request = infer::json_fp32("x", 1, &[1.0]);
     let answer = server.client().post(&infer::path("loop"), &request)?;
     ensure!(matches!(answer.status, 500 | 504), "{}: {}", answer.status, answer.text());

@@ -231,3 +231,21 @@ pub fn slow_to_load(size: i64, products: usize) -> Vec<u8> {
         .node("Add", &["x", "top"], &["y"])
         .model()
 }
+
+/// A loop without a trip count whose condition stays true.
+pub fn endless_loop() -> Vec<u8> {
+    let body = Graph::default()
+        .input_int64("i")
+        .input_bool("go_in")
+        .input("v_in", &[-1, 1])
+        .node("Identity", &["go_in"], &["go_out"])
+        .node("Add", &["v_in", "v_in"], &["v_out"])
+        .output_bool("go_out")
+        .output("v_out", &[-1, 1]);
+    Graph::default()
+        .input("x", &[-1, 1])
+        .output("y", &[-1, 1])
+        .bool("go", true)
+        .node_with("Loop", &["", "go", "x"], &["y"], &[graph_attribute("body", &body)])
+        .model()
+}

@@ -59,15 +59,15 @@ const fn required(name: &'static str, run: Run) -> Step {
 
 /// Everything. The order is cheap before dear, and builds before their users.
 const TEST: &[Step] = &[
-    step("tidy", |context| tidy::check(context.workspace)),
-    required("plugins", |context| one(components::build_plugins(context.workspace))),
-    required("guests", |context| one(components::build_guests(context.workspace))),
+    step("tidy", |plan| tidy::check(plan.workspace)),
+    required("plugins", |plan| one(components::build_plugins(plan.workspace))),
+    required("guests", |plan| one(components::build_guests(plan.workspace))),
     required("binaries", build_binaries),
     step("clippy", clippy),
     step("rust tests", rust_tests),
-    required("python", |context| one(python_tests_environment(context.workspace).map(drop))),
-    step("models", |context| python_script(context, "tests/models/check.py")),
-    step("clients", |context| python_script(context, "tests/clients/check.py")),
+    required("python", |plan| one(python_tests_environment(plan.workspace).map(drop))),
+    step("models", |plan| python_script(plan, "tests/clients/models.py")),
+    step("clients", |plan| python_script(plan, "tests/clients/demo.py")),
     step("fuzz", fuzz),
     step("crash", crash),
     step("swap", swap),
@@ -75,8 +75,8 @@ const TEST: &[Step] = &[
 
 /// The open-ended tests at full length; `test` has passed before.
 const LONG: &[Step] = &[
-    required("plugins", |context| one(components::build_plugins(context.workspace))),
-    required("guests", |context| one(components::build_guests(context.workspace))),
+    required("plugins", |plan| one(components::build_plugins(plan.workspace))),
+    required("guests", |plan| one(components::build_guests(plan.workspace))),
     required("binaries", build_binaries),
     step("fuzz", fuzz),
     step("crash", crash),
@@ -103,27 +103,27 @@ struct Line {
     time: Duration,
 }
 
-fn run_steps(context: &Plan, steps: &[&Step]) -> Result<()> {
+fn run_steps(plan: &Plan, steps: &[&Step]) -> Result<()> {
     let wants_python = steps.iter().any(|step| step.name == "python");
     let lines = thread::scope(|scope| {
         // Downloading beside compiling: the network is idle otherwise. The
         // step "python" reports a failure.
         if wants_python {
-            scope.spawn(|| python_tests_environment(context.workspace).map(drop));
+            scope.spawn(|| python_tests_environment(plan.workspace).map(drop));
         }
-        steps_in_order(context, steps)
+        steps_in_order(plan, steps)
     });
     let total = print_table(&lines);
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 { Err(anyhow!("{} failed", total.failed)) } else { Ok(()) }
 }
 
-fn steps_in_order(context: &Plan, steps: &[&Step]) -> Vec<Line> {
+fn steps_in_order(plan: &Plan, steps: &[&Step]) -> Vec<Line> {
     let mut lines = Vec::new();
     for step in steps {
         eprintln!("\n=== {} ===", step.name);
         let start = Instant::now();
-        let counts = (step.run)(context).unwrap_or_else(|error| {
+        let counts = (step.run)(plan).unwrap_or_else(|error| {
             eprintln!("{}: {error:#}", step.name);
             Counts { passed: 0, failed: 1 }
         });
@@ -152,25 +152,25 @@ fn one(result: Result<()>) -> Result<Counts> {
 
 /// One selection of packages for all builds and tests: another one would mean
 /// other features, and wasmtime compiled twice.
-fn build_binaries(context: &Plan) -> Result<Counts> {
-    one(context.workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run())
+fn build_binaries(plan: &Plan) -> Result<Counts> {
+    one(plan.workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run())
 }
 
-fn clippy(context: &Plan) -> Result<Counts> {
+fn clippy(plan: &Plan) -> Result<Counts> {
     const ARGS: &[&str] = &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    one(context.workspace.cargo(ARGS).run())
+    one(plan.workspace.cargo(ARGS).run())
 }
 
-fn rust_tests(context: &Plan) -> Result<Counts> {
-    counted(context.workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
+fn rust_tests(plan: &Plan) -> Result<Counts> {
+    counted(plan.workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
 }
 
 fn python_tests_environment(workspace: &Workspace) -> Result<PathBuf> {
     python::environment(workspace, "venv", "tests/requirements.txt")
 }
 
-fn python_script(context: &Plan, script: &str) -> Result<Counts> {
-    let workspace = context.workspace;
+fn python_script(plan: &Plan, script: &str) -> Result<Counts> {
+    let workspace = plan.workspace;
     let python = python_tests_environment(workspace)?;
     counted(
         Command::new(python)
@@ -180,24 +180,21 @@ fn python_script(context: &Plan, script: &str) -> Result<Counts> {
     )
 }
 
-fn fuzz(context: &Plan) -> Result<Counts> {
-    let seconds = context.effort.fuzz_seconds.to_string();
-    let manifest = "tests/fuzz/Cargo.toml";
-    let run = ["run", "--release", "--quiet", "--manifest-path", manifest, "--"];
-    let target = context.workspace.target.join("fuzz");
-    let command = context.workspace.cargo(&run).args(["--seconds", &seconds]);
-    counted(command.env("CARGO_TARGET_DIR", target))
+fn fuzz(plan: &Plan) -> Result<Counts> {
+    let seconds = plan.effort.fuzz_seconds.to_string();
+    let command = Command::new(plan.workspace.binary("mortise-fuzz"));
+    counted(command.args(["--seconds", &seconds]).envs(plan.workspace.environment()))
 }
 
-fn crash(context: &Plan) -> Result<Counts> {
-    let kills = context.effort.kills.to_string();
-    let result = bench::measure(context.workspace, bench::Bench::Crash, &["--kills", &kills])?;
+fn crash(plan: &Plan) -> Result<Counts> {
+    let kills = plan.effort.kills.to_string();
+    let result = bench::measure(plan.workspace, bench::Bench::Crash, &["--kills", &kills])?;
     expect_zero(&result, &["torn", "lost_acknowledged"])
 }
 
-fn swap(context: &Plan) -> Result<Counts> {
-    let swaps = context.effort.swaps.to_string();
-    let result = bench::measure(context.workspace, bench::Bench::Swap, &["--swaps", &swaps])?;
+fn swap(plan: &Plan) -> Result<Counts> {
+    let swaps = plan.effort.swaps.to_string();
+    let result = bench::measure(plan.workspace, bench::Bench::Swap, &["--swaps", &swaps])?;
     expect_zero(&result, &["failed", "mixed_versions"])
 }
 
