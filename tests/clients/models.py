@@ -1,6 +1,7 @@
 """Every exported model, deployed and asked through the server, answers as
 onnxruntime does: `models.py [DIRECTORY [NAME...]]`."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -17,10 +18,7 @@ LEAST = 60
 
 
 def main():
-    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "target/models"
-    if not (folder / "manifest.json").exists():
-        export = ROOT / "tests/models/export.py"
-        subprocess.run([sys.executable, export, folder], check=True)
+    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else exported()
     cases = json.loads((folder / "manifest.json").read_text())
     cases = [case for case in cases if not sys.argv[2:] or case["name"] in sys.argv[2:]]
     tally = Tally()
@@ -31,6 +29,16 @@ def main():
         for case in cases:
             tally.check(case["name"], problem(server, connection, folder, case))
     return tally.finish()
+
+
+def exported():
+    """The folder of the exported models, made again when the scripts changed."""
+    scripts = sorted((ROOT / "tests/models").glob("*.py"))
+    digest = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()
+    folder = ROOT / "target/models" / digest[:16]
+    if not (folder / "manifest.json").exists():
+        subprocess.run([sys.executable, ROOT / "tests/models/export.py", folder], check=True)
+    return folder
 
 
 def problem(server, connection, folder, case):

@@ -17,13 +17,18 @@ class Refused(Exception):
 
 
 class Server:
+    """`mortise serve`, or with another `command` what that starts."""
+
+    def __init__(self, command="serve"):
+        self.command = command
+
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="mortise-check-")
         self.store = pathlib.Path(self.folder.name) / "store"
         ports = ["--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
         self.log = open(pathlib.Path(self.folder.name) / "log", "w+")
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--store", str(self.store), *ports],
+            [BINARY, self.command, "--store", str(self.store), *ports],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
