@@ -1,9 +1,11 @@
-//! `cargo xtask bench …`: builds, then runs the `mortise-bench` binary, which
-//! prints a table and, last, one JSON object.
+//! `cargo xtask bench …`: builds, then runs a benchmark, which prints a table
+//! and, last, one JSON object.
+
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::sh::Command;
 use crate::workspace::Workspace;
@@ -33,25 +35,49 @@ pub(crate) fn run(workspace: &Workspace, what: Bench, args: &[String]) -> Result
     measure(workspace, what, &args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
 }
 
-/// Runs a built benchmark and returns its last line as JSON.
+/// Runs a built benchmark, prints what it prints, and returns its last line,
+/// one JSON object, to which what every object carries is added.
 pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Result<Value> {
-    let name = what.to_possible_value().context("every benchmark has a name")?;
-    let mut command = Command::new(workspace.binary("mortise-bench"))
-        .args([name.get_name()])
-        .args(args)
-        .envs(workspace.environment())
-        .env("MORTISE_COMMIT", commit(workspace));
+    let mut command = program(workspace, what)?.args(args).envs(workspace.environment());
     if what == Bench::Serve {
         let python = python::environment(workspace, "venv-bench", "tests/bench/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);
     }
     let mut last = String::new();
     let success = command.stream(|line| {
-        println!("{line}");
+        if !last.is_empty() {
+            println!("{last}");
+        }
         last = line.to_owned();
     })?;
+    let parsed = serde_json::from_str::<Value>(&last);
+    if !success || parsed.is_err() {
+        println!("{last}");
+    }
     anyhow::ensure!(success, "the benchmark failed");
-    serde_json::from_str(&last).context("the last line of a benchmark is one JSON object")
+    let mut result = parsed.context("the last line of a benchmark is one JSON object")?;
+    result["machine"] = machine();
+    result["commit"] = commit(workspace).into();
+    println!("{result}");
+    Ok(result)
+}
+
+/// The plugin host measures itself in a program of its own; everything else
+/// drives the server from outside.
+fn program(workspace: &Workspace, what: Bench) -> Result<Command> {
+    if what == Bench::Plugin {
+        return Ok(Command::new(workspace.binary("mortise-bench-plugin")));
+    }
+    let name = what.to_possible_value().context("every benchmark has a name")?;
+    Ok(Command::new(workspace.binary("mortise-bench")).args([name.get_name()]))
+}
+
+fn machine() -> Value {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let cpu = model.map_or("unknown", |text| text.trim_start_matches([' ', '\t', ':']));
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    json!({"cpu": cpu, "cores": cores})
 }
 
 /// The commit measured, marked when the tree differs from it.
