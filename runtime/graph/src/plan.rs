@@ -24,6 +24,7 @@ pub fn plan(
     let control = RunControl::new(deadline, limits.max_loop_iterations);
     validate::validate(def, limits)?;
     validate::check_operators(&def.body, device)?;
+    validate::check_outputs(def)?;
     let mut draft = Draft {
         body: def.body.clone(),
         constants: weights::resolve(def, assets, limits)?,

@@ -35,6 +35,32 @@ pub(crate) fn check_operators(body: &GraphBody, device: &dyn Evaluate) -> Result
     Err(Error::unsupported(format!("unsupported in this graph: {}{tail}", missing.join("; "))))
 }
 
+/// # Errors
+/// `Unsupported` for an output of the graph that is no tensor.
+pub(crate) fn check_outputs(def: &GraphDef) -> Result<()> {
+    const NO_TENSOR: [&str; 8] = [
+        "ZipMap",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceMap",
+        "SplitToSequence",
+        "Optional",
+    ];
+    let makes = |node: &&NodeDef| NO_TENSOR.contains(&&*node.op);
+    for node in def.body.nodes.iter().filter(makes) {
+        let mut outputs = def.body.outputs.iter().zip(&def.output_names);
+        if let Some((_, name)) = outputs.find(|(value, _)| node.outputs.contains(&Some(**value))) {
+            return Err(Error::unsupported(format!(
+                "output \"{name}\" of {} is not a tensor; only tensors can be answered with",
+                node.describe()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Most operators that one message lists.
 const LISTED: usize = 50;
 

@@ -27,6 +27,9 @@ impl Arena {
     /// Free memory kept for reuse; more is returned to the allocator.
     const KEEP_FREE_BYTES: usize = 256 << 20;
 
+    /// Sizes remembered; when there are more, those without blocks are dropped.
+    const KEEP_SIZES: usize = 1024;
+
     pub(crate) fn new(limit_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             limit_bytes,
@@ -75,11 +78,7 @@ impl Arena {
 
     fn take_free(&self, lines: usize) -> Option<Vec<Line>> {
         let mut free = self.free.lock();
-        let blocks = free.blocks.get_mut(&lines)?;
-        let block = blocks.pop()?;
-        if blocks.is_empty() {
-            free.blocks.remove(&lines);
-        }
+        let block = free.blocks.get_mut(&lines)?.pop()?;
         free.bytes -= lines * Line::BYTES;
         Some(block)
     }
@@ -92,6 +91,9 @@ impl BufferPool for Arena {
         let mut free = self.free.lock();
         if free.bytes + bytes <= Self::KEEP_FREE_BYTES {
             free.bytes += bytes;
+            if free.blocks.len() > Self::KEEP_SIZES {
+                free.blocks.retain(|_, blocks| !blocks.is_empty());
+            }
             free.blocks.entry(lines.len()).or_default().push(lines);
         }
     }

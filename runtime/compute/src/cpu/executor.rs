@@ -4,8 +4,10 @@ use crate::cpu::arena::Arena;
 use crate::cpu::compile::{Arg, Program, Step};
 use crate::cpu::op::{Inputs, OpContext, Outputs, RunSubgraph};
 use crate::{Executable, Footprint, Ticket};
-use mortise_graph::{GraphLimits, Plan};
-use mortise_types::{Error, GraphBody, Result, RunControl, Signature, Tensor, Value};
+use mortise_graph::{Fact, GraphLimits, Plan};
+use mortise_types::{
+    Error, GraphBody, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE, Value, ValueId,
+};
 use smallvec::SmallVec;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct CpuExecutable {
     program: Program,
     signature: Signature,
+    /// Of the outputs, as far as inference went.
+    output_facts: Vec<Fact>,
     rows_independent: bool,
     arena: Arc<Arena>,
     footprint: Footprint,
@@ -25,6 +29,9 @@ pub(crate) struct CpuExecutable {
     /// How long the latest run took, to tell small graphs from large ones.
     latest_nanos: AtomicU64,
 }
+
+/// How long [`CpuExecutable::learn_outputs`] may run.
+const LEARN_TIME: Duration = Duration::from_secs(2);
 
 /// Runs that take less stay on their caller: a hop to the pool and back costs
 /// tens of microseconds, and gains at most the number of threads.
@@ -46,8 +53,10 @@ impl CpuExecutable {
             node_count: program.node_count(),
             packed_copies,
         };
+        let fact = |value: &ValueId| plan.facts.get(value.index()).cloned().unwrap_or_default();
         Self {
             program,
+            output_facts: plan.body.outputs.iter().map(fact).collect(),
             signature: plan.signature,
             rows_independent: plan.rows_independent,
             arena: Arena::new(limits.max_arena_bytes),
@@ -56,6 +65,29 @@ impl CpuExecutable {
             max_loop_iterations: limits.max_loop_iterations,
             pool,
             latest_nanos: AtomicU64::new(0),
+        }
+    }
+
+    /// Where inference does not know the dtype or rank of an output, a run on
+    /// zeros tells. A graph that fails on zeros keeps what was inferred.
+    pub(crate) fn learn_outputs(&mut self) {
+        let known = |fact: &Fact| fact.dtype.is_some() && fact.shape.is_some();
+        if self.output_facts.iter().all(known) {
+            return;
+        }
+        let control = RunControl::new(Instant::now().checked_add(LEARN_TIME), 1000);
+        let zeros = |spec: &TensorSpec| {
+            let shape: Vec<usize> =
+                spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).collect();
+            Tensor::zeros(spec.dtype, &shape)
+        };
+        let inputs = self.signature.inputs.iter().map(zeros).collect::<Result<_>>();
+        let run = || without_panics(|| self.run(inputs?, &control));
+        let Ok(outputs) = run() else { return };
+        let specs = self.signature.outputs.iter_mut().zip(&self.output_facts);
+        for ((spec, fact), tensor) in specs.zip(outputs) {
+            spec.dtype = fact.dtype.unwrap_or(tensor.dtype());
+            spec.shape = fact.shape.clone().unwrap_or_else(|| vec![VARIABLE; tensor.rank()]);
         }
     }
 

@@ -65,7 +65,9 @@ impl Device for CpuDevice {
 
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>> {
         let program = compile::compile(&plan)?;
-        Ok(Arc::new(CpuExecutable::new(plan, program, limits, self.pool.clone())))
+        let mut executable = CpuExecutable::new(plan, program, limits, self.pool.clone());
+        executable.learn_outputs();
+        Ok(Arc::new(executable))
     }
 }
 

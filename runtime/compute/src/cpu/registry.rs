@@ -72,3 +72,28 @@ const MICROSOFT: &[&[Entry]] = &[
 
 /// Operators that only the planner writes.
 const FUSED: &[&[Entry]] = &[matmul::FUSED_ENTRIES];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_row_has_its_own_operator_and_opset() {
+        for family in [MAIN, ML, MICROSOFT, FUSED] {
+            let mut seen = HashSet::new();
+            for entry in family.iter().copied().flatten() {
+                assert!(seen.insert((entry.op, entry.since)), "{} {}", entry.op, entry.since);
+            }
+        }
+    }
+
+    #[test]
+    fn the_newest_row_that_is_not_too_new_is_found() {
+        let since = |domain: &str, op: &str, opset| find(domain, op, opset).map(|row| row.since);
+        assert_eq!(since("", "Softmax", 12), Some(1));
+        assert_eq!(since("ai.onnx", "Softmax", 21), Some(13));
+        assert_eq!(since("", "HardSwish", 13), None);
+        assert_eq!(since("ai.onnx.ml", "Softmax", 1), None);
+    }
+}

@@ -2,10 +2,12 @@
 
 mod binary;
 mod cast;
+mod narrow;
 pub(crate) mod number;
 mod select;
 mod unary;
 
+pub(crate) use binary::arithmetic;
 pub(crate) use cast::cast_tensor;
 pub(crate) use select::writable;
 pub(crate) use unary::{Activation, activate};

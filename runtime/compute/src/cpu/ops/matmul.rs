@@ -33,7 +33,7 @@ pub(crate) const FUSED_ENTRIES: &[Entry] =
 
 thread_local! {
     /// The executor is not `Send`, and making one is a box and a few flags.
-    static GEMM: GemmExecutor = GemmExecutor::new();
+    pub(crate) static GEMM: GemmExecutor = GemmExecutor::new();
 }
 
 /// Multiply-adds below which threads cost more than they bring.
@@ -148,6 +148,26 @@ impl MatMul {
         product.batched(shape, a, b, output.as_mut_slice::<f32>()?)?;
         Ok(output)
     }
+}
+
+/// `a · b + bias` with a row for a bias, as `MatMul` and `Add` would give it.
+///
+/// # Errors
+/// When the shapes do not fit or the dtype is not f32.
+pub(crate) fn affine(
+    ctx: &OpContext<'_>,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let plain = MatMul {
+        alpha: 1.0,
+        transpose_a: false,
+        transpose_b: false,
+        activation: None,
+        packed: None,
+    };
+    plain.single(ctx, &ProductShape::new(a, b, (false, false))?, (a, b), bias)
 }
 
 /// Sizes of a product under NumPy's rules for `matmul`.

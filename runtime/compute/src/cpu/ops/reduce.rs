@@ -67,16 +67,18 @@ fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
 }
 
 impl Operator for Reduce {
-    fn run(&self, ctx: &OpContext<'_>, mut inputs: Inputs<'_>) -> Result<Outputs> {
+    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
         let axes = match inputs.optional(1)? {
             Some(tensor) => layout::integers(tensor)?.to_vec(),
             None => self.axes.clone().unwrap_or_default(),
         };
-        if axes.is_empty() && self.noop_without_axes {
-            return Ok(smallvec![inputs.take(0)?.into()]);
-        }
         let input = inputs.tensor(0)?;
-        let plan = Walk::new(input.shape(), &axes)?;
+        // Over no axes nothing is summed, but squares and logarithms are taken.
+        let plan = if axes.is_empty() && self.noop_without_axes {
+            Walk::over(input.shape(), SmallVec::from_elem(false, input.rank()))
+        } else {
+            Walk::new(input.shape(), &axes)?
+        };
         let output = self.by_dtype(ctx, input, &plan)?;
         let shape = plan.output_shape(input.shape(), self.keep_dims);
         Ok(smallvec![output.reshaped(&shape)?.into()])
@@ -239,6 +241,10 @@ impl Walk {
         for &axis in axes {
             reduced[layout::axis(axis, shape.len())?] = true;
         }
+        Ok(Self::over(shape, reduced))
+    }
+
+    fn over(shape: &[usize], reduced: SmallVec<[bool; 6]>) -> Self {
         let steps = output_steps(shape, &reduced);
         let mut dims: SmallVec<[(usize, usize); 4]> = SmallVec::new();
         for (&size, &step) in shape.iter().zip(&steps).filter(|(size, _)| **size != 1) {
@@ -256,7 +262,7 @@ impl Walk {
             sizes.map(|(size, _)| size).product()
         };
         let (output_count, reduced_count) = (count(true), count(false));
-        Ok(Self { outer: dims, run, run_step, reduced, output_count, reduced_count })
+        Self { outer: dims, run, run_step, reduced, output_count, reduced_count }
     }
 
     fn output_shape(&self, shape: &[usize], keep_dims: bool) -> Shape {

@@ -1,5 +1,6 @@
 //! Conversion between element types.
 
+use super::narrow::{Codec, pack, unpack};
 use super::number::by_numeric;
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::layout::StringsOut;
@@ -8,13 +9,16 @@ use smallvec::smallvec;
 
 struct Cast {
     to: DType,
+    /// Whether 8-bit floats saturate instead of overflowing.
+    saturate: bool,
 }
 
 pub(crate) fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
     let number = Attributes(node).int("to")?;
     let to = number.and_then(|to| DType::from_onnx(i32::try_from(to).ok()?));
     let to = to.ok_or_else(|| Error::invalid(format!("Cast: to = {number:?} is no dtype")))?;
-    Ok(Box::new(Cast { to }))
+    let saturate = Attributes(node).int_or("saturate", 1)? != 0;
+    Ok(Box::new(Cast { to, saturate }))
 }
 
 impl Operator for Cast {
@@ -22,6 +26,9 @@ impl Operator for Cast {
         let tensor = inputs.take(0)?;
         if tensor.dtype() == self.to {
             return Ok(smallvec![tensor.into()]);
+        }
+        if let (false, Some(codec)) = (self.saturate, Codec::of(self.to)) {
+            return Ok(smallvec![narrowed(ctx, &tensor, self.to, codec, false)?.into()]);
         }
         Ok(smallvec![cast_tensor(ctx, &tensor, self.to)?.into()])
     }
@@ -47,6 +54,14 @@ impl Operator for CastLike {
 /// `InvalidInput` for text that is no number, `Unsupported` for dtypes that
 /// are only stored.
 pub(crate) fn cast_tensor(ctx: &OpContext<'_>, tensor: &Tensor, to: DType) -> Result<Tensor> {
+    if tensor.dtype() != to {
+        if let Some(codec) = Codec::of(tensor.dtype()) {
+            return cast_tensor(ctx, &widened(ctx, tensor, codec)?, to);
+        }
+        if let Some(codec) = Codec::of(to) {
+            return narrowed(ctx, tensor, to, codec, true);
+        }
+    }
     match (tensor.dtype(), to) {
         (from, to) if from == to => Ok(tensor.clone()),
         (DType::String, to) => parse_tensor(ctx, tensor, to),
@@ -63,6 +78,29 @@ pub(crate) fn cast_tensor(ctx: &OpContext<'_>, tensor: &Tensor, to: DType) -> Re
             convert(ctx, tensor.shape(), tensor.as_slice::<T>()?, to)
         }),
     }
+}
+
+/// A narrow tensor in f32, which holds all of its numbers exactly.
+fn widened(ctx: &OpContext<'_>, tensor: &Tensor, codec: Codec) -> Result<Tensor> {
+    let mut output = ctx.allocate(DType::F32, tensor.shape())?;
+    let target = output.as_mut_slice::<f32>()?;
+    let codes = unpack(tensor.bytes().unwrap_or_default(), tensor.dtype().bits(), target.len());
+    target.iter_mut().zip(codes).for_each(|(out, code)| *out = codec.decode(code) as f32);
+    Ok(output)
+}
+
+fn narrowed(
+    ctx: &OpContext<'_>,
+    tensor: &Tensor,
+    to: DType,
+    codec: Codec,
+    saturate: bool,
+) -> Result<Tensor> {
+    let wide = cast_tensor(ctx, tensor, DType::F64)?;
+    let mut output = ctx.allocate(to, tensor.shape())?;
+    let codes = wide.as_slice::<f64>()?.iter().map(|value| codec.encode(*value, saturate));
+    pack(codes, to.bits(), output.mut_bytes().unwrap_or_default());
+    Ok(output)
 }
 
 fn convert<A: Scalar>(
@@ -125,7 +163,7 @@ macro_rules! scalars {
                     Wide::Float(value) => value as Self,
                 }
             }
-            fn text(self) -> String { self.wide().text(Self::DTYPE) }
+            fn text(self) -> String { self.wide().text() }
         }
     )*};
 }
@@ -148,7 +186,7 @@ macro_rules! half_scalars {
                     Wide::Float(value) => Self::from_f64(value),
                 }
             }
-            fn text(self) -> String { self.wide().text(Self::DTYPE) }
+            fn text(self) -> String { self.wide().text() }
         }
     )*};
 }
@@ -156,32 +194,32 @@ macro_rules! half_scalars {
 half_scalars!(f16, bf16);
 
 impl Wide {
-    fn text(self, dtype: DType) -> String {
+    fn text(self) -> String {
         match self {
             Self::Signed(value) => value.to_string(),
             Self::Unsigned(value) => value.to_string(),
-            Self::Float(value) if dtype == DType::F64 => general(value, 17),
-            Self::Float(value) => general(value, 8),
+            Self::Float(value) => general(value),
         }
     }
 }
 
-/// C's `%.<digits>g`, which is how the reference runtime writes floats.
-fn general(value: f64, digits: usize) -> String {
+/// C's `%.8g`, which is how the reference runtime writes floats.
+fn general(value: f64) -> String {
+    const DIGITS: i32 = 8;
     if value.is_nan() {
         return "NaN".to_owned();
     }
     if value.is_infinite() {
         return if value > 0.0 { "INF" } else { "-INF" }.to_owned();
     }
-    let scientific = format!("{value:.*e}", digits - 1);
+    let scientific = format!("{value:.*e}", DIGITS as usize - 1);
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    if exponent < -4 || exponent >= digits as i32 {
+    if exponent < -4 || exponent >= DIGITS {
         let sign = if exponent < 0 { '-' } else { '+' };
         return format!("{}e{sign}{:02}", trim_zeros(mantissa), exponent.abs());
     }
-    let decimals = (digits as i32 - 1 - exponent).max(0) as usize;
+    let decimals = (DIGITS - 1 - exponent).max(0) as usize;
     trim_zeros(&format!("{value:.decimals$}")).to_owned()
 }
 
@@ -238,18 +276,18 @@ mod tests {
     #[test]
     fn floats_are_written_as_c_writes_them() {
         let cases = [
-            (3.14, 8, "3.14"),
-            (1.0, 8, "1"),
-            (1e-5, 8, "1e-05"),
-            (123_456_789.0, 8, "1.2345679e+08"),
-            (0.1, 17, "0.10000000000000001"),
-            (-0.0, 8, "-0"),
-            (f64::NAN, 8, "NaN"),
-            (f64::NEG_INFINITY, 8, "-INF"),
-            (1e20, 17, "1e+20"),
+            (3.25, "3.25"),
+            (1.0, "1"),
+            (1e-5, "1e-05"),
+            (123_456_789.0, "1.2345679e+08"),
+            (0.1, "0.1"),
+            (-0.0, "-0"),
+            (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-INF"),
+            (1e20, "1e+20"),
         ];
-        for (value, digits, want) in cases {
-            assert_eq!(general(value, digits), want);
+        for (value, want) in cases {
+            assert_eq!(general(value), want);
         }
     }
 
