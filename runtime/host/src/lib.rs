@@ -6,16 +6,32 @@
 //! Bytes ─Host::verify→ Verified ─Host::compile→ Compiled ─Plugin::load→ Plugin ─call→ answer
 //! ```
 
+mod bindings;
+mod budget;
+mod cache;
+mod compile;
 mod config;
+mod engine;
+mod failure;
 mod host;
+mod imports;
+mod instance;
 mod limits;
+mod log;
+mod measure;
 mod plugin;
+mod pool;
+mod quarantine;
+mod recorder;
 mod runner;
+mod state;
+mod verify;
 mod worker;
 
 pub use config::{CompileLimits, HostConfig, WorkerCommand};
 pub use host::{Compiled, Host, Verified, World};
 pub use limits::PluginLimits;
+pub use measure::{Measurements, measure};
 pub use plugin::{LoadRequest, Plugin, PluginHealth, PluginPlan, PluginStats};
 pub use runner::{GraphRunner, PreparedGraph};
 pub use worker::compile_worker_main;

@@ -1,3 +1,5 @@
+use mortise_types::Error;
+use std::fmt;
 use std::time::Duration;
 
 /// What one plugin may take. An error that a limit causes names the field and
@@ -8,6 +10,9 @@ pub struct PluginLimits {
     /// host spends running graphs for it does not count; the request's own
     /// deadline bounds both.
     pub call_timeout: Duration,
+    /// Time that the host spends running graphs for one `load`, `predict` or
+    /// `apply`.
+    pub graph_timeout: Duration,
     /// Time of `load`, with the compiling of the graphs it builds.
     pub load_timeout: Duration,
     /// Linear memory in bytes, over all memories of an instance.
@@ -16,6 +21,8 @@ pub struct PluginLimits {
     pub table_elements: usize,
     /// Tensors, graphs and builders that an instance holds at once.
     pub max_handles: usize,
+    /// Graph builders and graphs that an instance holds at once.
+    pub max_graphs: usize,
     /// Calls from the plugin into the host during one `predict` or `apply`.
     pub max_host_calls_per_call: u64,
     /// Calls from the plugin into the host during `load`.
@@ -57,10 +64,12 @@ impl Default for PluginLimits {
     fn default() -> Self {
         Self {
             call_timeout: Duration::from_secs(1),
+            graph_timeout: Duration::from_secs(30),
             load_timeout: Duration::from_secs(30),
             memory_bytes: 256 << 20,
             table_elements: 100_000,
             max_handles: 10_000,
+            max_graphs: 16,
             max_host_calls_per_call: 1_000_000,
             max_host_calls_per_load: 10_000_000,
             max_tensor_bytes: 1 << 30,
@@ -72,11 +81,62 @@ impl Default for PluginLimits {
             max_graph_nodes: 100_000,
             max_graph_values: 500_000,
             max_graph_nesting: 16,
-            max_graph_attribute_bytes: 256 << 20,
+            max_graph_attribute_bytes: 64 << 20,
             max_graph_constant_bytes: 256 << 20,
             quarantine_after: 3,
             quarantine_backoff: Duration::from_secs(1),
             quarantine_backoff_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A field of [`PluginLimits`] that was hit.
+#[derive(Clone, Debug)]
+pub(crate) struct LimitHit {
+    pub name: &'static str,
+    value: String,
+}
+
+impl LimitHit {
+    pub(crate) fn count(name: &'static str, limit: impl fmt::Display) -> Self {
+        Self { name, value: limit.to_string() }
+    }
+
+    pub(crate) fn time(name: &'static str, limit: Duration) -> Self {
+        Self { name, value: format!("{limit:?}") }
+    }
+}
+
+impl fmt::Display for LimitHit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the limit {} = {} was hit", self.name, self.value)
+    }
+}
+
+/// Why the host does not do what a plugin asks for.
+#[derive(Clone, Debug)]
+pub(crate) enum Refusal {
+    Limit(LimitHit),
+    Other(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<LimitHit> for Refusal {
+    fn from(hit: LimitHit) -> Self {
+        Self::Limit(hit)
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Limit(hit) => Error::limit(hit.to_string()),
+            Refusal::Other(error) => error,
         }
     }
 }

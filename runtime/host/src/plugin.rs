@@ -1,8 +1,28 @@
+use crate::instance::{Instance, Loaded};
+use crate::log::LogGate;
+use crate::pool::Pool;
+use crate::state::Shared;
 use crate::{Compiled, GraphRunner, Host, PluginLimits, PreparedGraph, World};
-use mortise_types::{Assets, Error, Result, RunControl, Signature, Tensor};
-use std::collections::BTreeMap;
+use mortise_types::{Assets, Error, Result, RunControl, Signature, Tensor, TensorSpec};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// A loaded plugin: a pool of warm instances, or only its graph.
+pub struct Plugin {
+    world: World,
+    plan: PluginPlan,
+    signature: Signature,
+    pool: Option<Arc<Pool>>,
+}
+
+/// How requests are answered.
+pub enum PluginPlan {
+    /// The host runs the graph; no instance is kept.
+    Direct(Arc<dyn PreparedGraph>),
+    /// [`Plugin::call`] enters an instance for each batch.
+    Custom,
+}
 
 /// What [`Plugin::load`] needs besides the machine code.
 pub struct LoadRequest {
@@ -15,21 +35,6 @@ pub struct LoadRequest {
     pub assets: Assets,
     pub limits: PluginLimits,
     pub runner: Arc<dyn GraphRunner>,
-}
-
-/// A loaded plugin: a pool of warm instances, or only its graph.
-pub struct Plugin {
-    world: World,
-    plan: PluginPlan,
-    signature: Signature,
-}
-
-/// How requests are answered.
-pub enum PluginPlan {
-    /// The host runs the graph; no instance is kept.
-    Direct(Arc<dyn PreparedGraph>),
-    /// [`Plugin::call`] enters an instance for each batch.
-    Custom,
 }
 
 /// Whether a plugin can be called.
@@ -51,9 +56,10 @@ pub struct PluginStats {
     pub calls: u64,
     /// Calls that ended in a trap, a panic among them.
     pub traps: u64,
-    /// Calls that ran into `call_timeout` or the request's deadline.
+    /// Calls that ran into `call_timeout`, `graph_timeout` or the request's
+    /// deadline.
     pub timeouts: u64,
-    /// Calls refused because no instance came free in time.
+    /// Calls refused because no instance came free in time, or in quarantine.
     pub refused: u64,
     /// Instances alive now.
     pub instances: usize,
@@ -67,14 +73,32 @@ pub struct PluginStats {
 
 impl Plugin {
     /// Makes the instances and runs `load` in each. Blocking: runs for up to
-    /// `load_timeout` an instance.
+    /// `load_timeout` an instance, and needs 1 MiB of stack.
     ///
     /// # Errors
-    /// What `load` returned, or `PluginFailed` on a trap and `LimitExceeded`
-    /// naming the limit that was hit.
+    /// What `load` returned; `PluginFailed` on a trap; `LimitExceeded` naming
+    /// the limit that was hit.
     pub fn load(host: &Arc<Host>, compiled: &Compiled, request: LoadRequest) -> Result<Arc<Self>> {
-        let _ = (host, compiled, request);
-        Err(Error::unsupported("load"))
+        let LoadRequest { plugin, endpoint, config_json, assets, limits, runner } = request;
+        let log = LogGate::new(limits.log_lines_per_second);
+        let limits = Arc::new(limits);
+        let limits_hit = Default::default();
+        let shared = Arc::new(Shared { plugin, endpoint, assets, limits, runner, log, limits_hit });
+        let world = compiled.world();
+        let (first, loaded) = load_first(host, compiled, &shared, &config_json)?;
+        let plugin = match loaded {
+            Loaded::Direct(graph) => {
+                let signature = graph.signature().clone();
+                Self { world, plan: PluginPlan::Direct(graph), signature, pool: None }
+            }
+            Loaded::Custom(signature) => {
+                check_signature(&shared, &signature)?;
+                let first = (first, signature.clone());
+                let pool = Pool::fill(host.clone(), compiled.clone(), shared, config_json, first)?;
+                Self { world, plan: PluginPlan::Custom, signature, pool: Some(pool) }
+            }
+        };
+        Ok(Arc::new(plugin))
     }
 
     pub fn world(&self) -> World {
@@ -92,7 +116,8 @@ impl Plugin {
 
     /// Answers one batch: `predict` of a model, `apply` of a transform, or the
     /// graph of a direct plan. Blocks until an instance is free and has
-    /// answered. The inputs must fit [`Plugin::signature`].
+    /// answered, and needs 1 MiB of stack. The inputs must fit
+    /// [`Plugin::signature`].
     ///
     /// # Errors
     /// What the plugin returned; `PluginFailed` on a trap or an answer that
@@ -100,17 +125,76 @@ impl Plugin {
     /// `LimitExceeded` naming any other limit that was hit; `Overloaded` when
     /// no instance came free in time; `NotReady` in quarantine.
     pub fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
-        match &self.plan {
-            PluginPlan::Direct(graph) => graph.run(inputs, control),
-            PluginPlan::Custom => Err(Error::unsupported("call")),
+        match (&self.plan, &self.pool) {
+            (PluginPlan::Direct(graph), _) => graph.run(inputs, control),
+            (PluginPlan::Custom, Some(pool)) => pool.call(inputs, control),
+            (PluginPlan::Custom, None) => Err(Error::internal("a custom plan without a pool")),
         }
     }
 
     pub fn health(&self) -> PluginHealth {
-        PluginHealth::Ready
+        self.pool.as_ref().map_or(PluginHealth::Ready, |pool| pool.health())
     }
 
     pub fn stats(&self) -> PluginStats {
-        PluginStats::default()
+        self.pool.as_ref().map(|pool| pool.stats()).unwrap_or_default()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.close();
+        }
+    }
+}
+
+fn load_first(
+    host: &Host,
+    compiled: &Compiled,
+    shared: &Arc<Shared>,
+    config_json: &str,
+) -> Result<(Instance, Loaded)> {
+    let load = || {
+        let mut instance = Instance::new(host, &compiled.code, compiled.world(), shared)?;
+        let loaded = instance.load(config_json)?;
+        Ok((instance, loaded))
+    };
+    load().map_err(|failure: crate::failure::Failure| failure.error)
+}
+
+/// Refuses a signature that no request could fit.
+fn check_signature(shared: &Shared, signature: &Signature) -> Result<()> {
+    let wrong = |what: String| {
+        let Shared { plugin, endpoint, .. } = shared;
+        Error::plugin(format!(
+            "plugin \"{plugin}\" of endpoint \"{endpoint}\" returned a bad signature: {what}"
+        ))
+    };
+    for (side, specs) in [("input", &signature.inputs), ("output", &signature.outputs)] {
+        if specs.is_empty() {
+            return Err(wrong(format!("it has no {side}")));
+        }
+        let mut names = HashSet::new();
+        for spec in specs {
+            if !names.insert(&spec.name) {
+                return Err(wrong(format!("two {side}s are named \"{}\"", spec.name)));
+            }
+            check_spec(spec).map_err(|what| wrong(format!("{side} \"{}\" {what}", spec.name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_spec(spec: &TensorSpec) -> std::result::Result<(), String> {
+    if spec.name.is_empty() {
+        return Err("has no name".into());
+    }
+    if spec.dtype.wire_name().is_none() {
+        return Err(format!("has the dtype {}, which cannot cross the wire", spec.dtype));
+    }
+    match spec.shape.iter().find(|&&dim| dim < -1) {
+        Some(dim) => Err(format!("has the size {dim}; -1 means any")),
+        None => Ok(()),
     }
 }

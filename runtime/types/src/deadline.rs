@@ -74,6 +74,13 @@ impl RunControl {
         Self::new(self.deadline, left.min(max_loop_iterations))
     }
 
+    /// The same budget of iterations, under the earlier of both deadlines.
+    #[must_use]
+    pub fn until(&self, deadline: Instant) -> Self {
+        let deadline = self.deadline.map_or(deadline, |own| own.min(deadline));
+        Self { deadline: Some(deadline), ..self.clone() }
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

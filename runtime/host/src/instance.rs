@@ -1,0 +1,212 @@
+use crate::bindings::{Plan, call_of, export_of, types};
+use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT};
+use crate::failure::{Entry, Failure, explain};
+use crate::host::Code;
+use crate::limits::Refusal;
+use crate::state::{GraphHandle, Shared, State};
+use crate::{Host, PreparedGraph, World};
+use mortise_types::{Error, Result, RunControl, Signature, Tensor};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wasmtime::component::{InstancePre, Resource, TypedFunc};
+use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, UpdateDeadline};
+
+type Tensors = Vec<Resource<Tensor>>;
+type LoadFn = TypedFunc<(String,), (std::result::Result<Plan, types::Error>,)>;
+type CallFn = TypedFunc<(Tensors,), (std::result::Result<Tensors, types::Error>,)>;
+
+/// Longest time until an epoch deadline is looked at again.
+const LONGEST_SLICE: Duration = Duration::from_secs(3600);
+
+/// One instance of a plugin in a store of its own: a trap ruins both.
+pub(crate) struct Instance {
+    store: Store<State>,
+    load: LoadFn,
+    call: CallFn,
+    world: World,
+}
+
+/// What `load` returned.
+pub(crate) enum Loaded {
+    Direct(Arc<dyn PreparedGraph>),
+    Custom(Signature),
+}
+
+impl Instance {
+    /// Makes an instance; nothing of the plugin but its start code has run.
+    pub(crate) fn new(
+        host: &Host,
+        code: &Code,
+        world: World,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, Failure> {
+        let started = match &code.pooled {
+            Some(pooled) => Self::start(pooled, world, shared),
+            None => Self::start(host.spare(code)?, world, shared),
+        };
+        match started {
+            Err((_, error)) if error.is::<PoolConcurrencyLimitError>() => {
+                let spare = host.spare(code)?;
+                Self::start(spare, world, shared)
+            }
+            other => other,
+        }
+        .map_err(|(mut store, error)| {
+            explain(store.data_mut(), Entry::new(world, "its start"), error)
+        })
+    }
+
+    fn start(
+        pre: &InstancePre<State>,
+        world: World,
+        shared: &Arc<Shared>,
+    ) -> std::result::Result<Self, (Box<Store<State>>, wasmtime::Error)> {
+        let limits = &shared.limits;
+        let mut store = Store::new(pre.engine(), State::new(shared.clone()));
+        store.limiter(|state| state);
+        store.set_hostcall_fuel(limits.max_list_bytes);
+        store.epoch_deadline_callback(at_epoch_deadline);
+        begin_load(&mut store);
+        match functions(pre, &mut store, world) {
+            Ok((load, call)) => Ok(Self { store, load, call, world }),
+            Err(error) => Err((Box::new(store), error)),
+        }
+    }
+
+    /// Runs the plugin's `load`.
+    pub(crate) fn load(&mut self, config_json: &str) -> Result<Loaded, Failure> {
+        begin_load(&mut self.store);
+        let result = self.load.call(&mut self.store, (config_json.to_owned(),));
+        match self.settle("load", result)? {
+            Plan::Direct(graph) => {
+                let GraphHandle(graph) = self.take(|state| state.delete_graph(graph))?;
+                Ok(Loaded::Direct(graph))
+            }
+            Plan::Custom(signature) => Ok(Loaded::Custom(signature.into())),
+        }
+    }
+
+    /// Runs `predict` or `apply`.
+    pub(crate) fn call(
+        &mut self,
+        inputs: Vec<Tensor>,
+        control: &RunControl,
+    ) -> Result<Vec<Tensor>, Failure> {
+        let name = call_of(self.world);
+        self.begin_call(control);
+        let handles = match self.store.data_mut().hold_all(inputs) {
+            Ok(handles) => handles,
+            Err(refusal) => return Err(self.refused(name, refusal)),
+        };
+        let lent = handles.iter().map(|handle| Resource::new_borrow(handle.rep())).collect();
+        let result = self.call.call(&mut self.store, (lent,));
+        let outputs = self.settle(name, result)?;
+        self.take(|state| {
+            let outputs = outputs.into_iter().map(|handle| state.release(handle)).collect();
+            handles.into_iter().try_for_each(|handle| state.release(handle).map(drop))?;
+            outputs
+        })
+    }
+
+    fn begin_call(&mut self, control: &RunControl) {
+        let now = Instant::now();
+        let state = self.store.data_mut();
+        let limits = &state.shared.limits;
+        state.budget = Budget::new(
+            CALL_TIMEOUT,
+            limits.call_timeout,
+            limits.graph_timeout,
+            control.deadline(),
+            now,
+        );
+        state.calls_left = limits.max_host_calls_per_call;
+        state.control = control.clone();
+        begin(&mut self.store, now);
+    }
+
+    fn refused(&mut self, name: &'static str, refusal: Refusal) -> Failure {
+        let state = self.store.data_mut();
+        let error = state.trap(refusal);
+        explain(state, Entry::new(self.world, name), error)
+    }
+
+    /// Turns a trap, or an error that the plugin returned, into a failure.
+    fn settle<T>(
+        &mut self,
+        name: &'static str,
+        result: wasmtime::Result<(std::result::Result<T, types::Error>,)>,
+    ) -> Result<T, Failure> {
+        let state = self.store.data_mut();
+        match result {
+            Ok((Ok(value),)) => Ok(value),
+            Ok((Err(error),)) => Err(Failure::returned(state, error.into())),
+            Err(error) => Err(explain(state, Entry::new(self.world, name), error)),
+        }
+    }
+
+    /// Takes handles back from the plugin.
+    fn take<T>(
+        &mut self,
+        take: impl FnOnce(&mut State) -> wasmtime::Result<T>,
+    ) -> Result<T, Failure> {
+        let state = self.store.data_mut();
+        let name = call_of(self.world);
+        take(state).map_err(|error| explain(state, Entry::new(self.world, name), error))
+    }
+}
+
+fn functions(
+    pre: &InstancePre<State>,
+    store: &mut Store<State>,
+    world: World,
+) -> wasmtime::Result<(LoadFn, CallFn)> {
+    let component = pre.component();
+    let missing = |name: &str| wasmtime::Error::msg(format!("the export {name} is missing"));
+    let api = component.get_export_index(None, export_of(world));
+    let find = |name: &str| component.get_export_index(api.as_ref(), name).ok_or(missing(name));
+    let (load, call) = (find("load")?, find(call_of(world))?);
+    let instance = pre.instantiate(&mut *store)?;
+    Ok((instance.get_typed_func(&mut *store, load)?, instance.get_typed_func(&mut *store, call)?))
+}
+
+fn begin_load(store: &mut Store<State>) {
+    let now = Instant::now();
+    let state = store.data_mut();
+    let limits = &state.shared.limits;
+    let (own, graph) = (limits.load_timeout, limits.graph_timeout);
+    state.budget = Budget::new(LOAD_TIMEOUT, own, graph, None, now);
+    state.calls_left = limits.max_host_calls_per_load;
+    state.control = RunControl::new(None, RunControl::DEFAULT_LOOP_ITERATIONS);
+    begin(store, now);
+}
+
+fn begin(store: &mut Store<State>, now: Instant) {
+    let state = store.data_mut();
+    state.cause = None;
+    state.last_error_line = None;
+    let slice = ticks(state.budget.left(now));
+    store.set_epoch_deadline(slice);
+}
+
+/// The clock ticks late rather than early, and host calls pass while it ticks,
+/// so that this looks at the real time.
+fn at_epoch_deadline(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
+    let now = Instant::now();
+    let state = store.data_mut();
+    match state.budget.expired(now) {
+        Some(refusal) => Err(state.trap(refusal)),
+        None => Ok(UpdateDeadline::Continue(ticks(state.budget.left(now)))),
+    }
+}
+
+fn ticks(time: Duration) -> u64 {
+    let time = time.min(LONGEST_SLICE).as_micros();
+    // At least one: a deadline of no ticks traps before the time is looked at.
+    (time.div_ceil(crate::engine::TICK.as_micros()) as u64).max(1)
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::of_host(error)
+    }
+}
