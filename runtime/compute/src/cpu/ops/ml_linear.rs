@@ -6,7 +6,6 @@ use crate::cpu::ops::ml_scores::{Choice, Labels, Transform, first_largest, logis
 use mortise_types::{DType, Error, NodeDef, Result};
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
 use rten_tensor::NdTensorView;
-use rten_tensor::prelude::*;
 use smallvec::smallvec;
 
 pub(crate) const ENTRIES: &[Entry] = &[

@@ -141,7 +141,9 @@ impl Regressor {
         }))
     }
 
-    /// One row of the answer, before the transform.
+    /// One row of the answer, before the transform. Targets that no leaf spoke
+    /// of go into a transform as zero, without their base value, as in
+    /// onnxruntime.
     fn finish(&self, scores: &[Score], row: &mut [f64]) {
         let trees = self.trees.tree_count() as f64;
         for (target, (cell, score)) in row.iter_mut().zip(scores).enumerate() {
@@ -149,6 +151,10 @@ impl Regressor {
                 len if len == scores.len() => self.base[target],
                 _ => 0.0,
             };
+            if score.is_none() && scores.len() > 1 && self.transform != Transform::None {
+                *cell = 0.0;
+                continue;
+            }
             let total = score.unwrap_or(0.0);
             *cell = base + if self.aggregate == Aggregate::Average { total / trees } else { total };
         }

@@ -1,4 +1,21 @@
+//! Quantisation, and integer products with zero points.
+
+mod linear;
+mod product;
+
 use crate::cpu::op::Entry;
 
-pub(crate) const ENTRIES: &[Entry] = &[];
-pub(crate) const MS_ENTRIES: &[Entry] = &[];
+pub(crate) const ENTRIES: &[Entry] = &[
+    Entry { op: "ConvInteger", since: 10, build: product::ConvInteger::build },
+    Entry { op: "DequantizeLinear", since: 10, build: linear::Dequantize::build },
+    Entry { op: "DynamicQuantizeLinear", since: 11, build: |_| Ok(Box::new(linear::Dynamic)) },
+    Entry { op: "MatMulInteger", since: 10, build: |_| Ok(Box::new(product::MatMulInteger)) },
+    Entry { op: "QLinearConv", since: 10, build: product::QLinearConv::build },
+    Entry { op: "QLinearMatMul", since: 10, build: |_| Ok(Box::new(product::QLinearMatMul)) },
+    Entry { op: "QuantizeLinear", since: 10, build: linear::Quantize::build },
+];
+
+pub(crate) const MS_ENTRIES: &[Entry] = &[
+    Entry { op: "DequantizeLinear", since: 1, build: linear::Dequantize::build },
+    Entry { op: "QuantizeLinear", since: 1, build: linear::Quantize::build },
+];

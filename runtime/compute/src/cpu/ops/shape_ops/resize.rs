@@ -302,9 +302,8 @@ impl Resize {
                 Mode::Linear => (1.0 - distance.abs()).max(0.0),
                 _ => self.cubic(distance),
             };
-            let inside = (0..=last).contains(&position);
-            if weight != 0.0 && (inside || !self.exclude_outside) && inside {
-                taps.entries.push((position as usize, weight));
+            if weight != 0.0 && (!self.exclude_outside || (0..=last).contains(&position)) {
+                taps.entries.push((position.clamp(0, last) as usize, weight));
             }
         }
         let added = &mut taps.entries[first..];

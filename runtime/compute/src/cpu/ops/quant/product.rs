@@ -1,0 +1,418 @@
+//! Integer matrix products and convolutions.
+
+use super::linear::{quantized, whole};
+use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::ops::layout::{by_dtype, cells, dim, element_count};
+use crate::cpu::ops::window::{Window, WindowAttributes};
+use mortise_types::{DType, Error, NodeDef, Result, Shape, Tensor};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
+use rten_tensor::NdTensorView;
+use smallvec::smallvec;
+use std::borrow::Cow;
+
+thread_local! {
+    static GEMM: GemmExecutor<u8, i8, i32> = GemmExecutor::new();
+}
+
+/// A matrix of bytes and the value in it that means zero: one, or one per row
+/// (left) or column (right).
+struct Side<'a, T: Clone> {
+    values: Cow<'a, [T]>,
+    zeros: Vec<T>,
+}
+
+/// Flips the top bit: the same number 128 further up, or down.
+const FLIP: u8 = 0x80;
+
+/// The left factor as `u8`.
+fn left<'a>(values: &'a Tensor, zeros: Option<&Tensor>, rows: usize) -> Result<Side<'a, u8>> {
+    let flip = flip_for(values, DType::U8)?;
+    Ok(Side {
+        values: flipped(cells::<u8>(values)?, flip),
+        zeros: zero_bytes(zeros, rows)?.into_iter().map(|zero| zero ^ flip).collect(),
+    })
+}
+
+/// The right factor as `i8`.
+fn right<'a>(values: &'a Tensor, zeros: Option<&Tensor>, columns: usize) -> Result<Side<'a, i8>> {
+    let flip = flip_for(values, DType::I8)?;
+    let values = match flipped(cells::<u8>(values)?, flip) {
+        Cow::Borrowed(bytes) => Cow::Borrowed(bytemuck::cast_slice(bytes)),
+        Cow::Owned(bytes) => Cow::Owned(bytemuck::cast_vec(bytes)),
+    };
+    let zeros = zero_bytes(zeros, columns)?;
+    Ok(Side { values, zeros: zeros.into_iter().map(|zero| (zero ^ flip) as i8).collect() })
+}
+
+fn flip_for(values: &Tensor, wanted: DType) -> Result<u8> {
+    match values.dtype() {
+        dtype if dtype == wanted => Ok(0),
+        DType::U8 | DType::I8 => Ok(FLIP),
+        other => Err(Error::invalid(format!("expected UINT8 or INT8, got {other}"))),
+    }
+}
+
+fn flipped(bytes: &[u8], flip: u8) -> Cow<'_, [u8]> {
+    match flip {
+        0 => Cow::Borrowed(bytes),
+        _ => bytes.iter().map(|byte| byte ^ flip).collect(),
+    }
+}
+
+/// One zero point per row or column.
+fn zero_bytes(zeros: Option<&Tensor>, count: usize) -> Result<Vec<u8>> {
+    let Some(tensor) = zeros else {
+        return Ok(vec![0; count]);
+    };
+    let bytes = cells::<u8>(tensor)?;
+    match bytes {
+        _ if tensor.dtype().bits() != 8 => {
+            Err(Error::invalid(format!("zero points must be bytes, got {tensor:?}")))
+        }
+        [only] => Ok(vec![*only; count]),
+        _ if bytes.len() == count => Ok(bytes.to_vec()),
+        _ => Err(Error::invalid(format!("{tensor:?} zero points for {count} rows or columns"))),
+    }
+}
+
+/// `[rows, depth] · [depth, columns]`, zero points subtracted.
+fn multiply(
+    a: (&[u8], &[u8]),
+    b: (&[i8], &[i8]),
+    [rows, depth, columns]: [usize; 3],
+    output: &mut [i32],
+) -> Result<()> {
+    if output.is_empty() {
+        return Ok(());
+    }
+    let exact = GEMM.with(|gemm| {
+        if gemm.may_saturate() || depth == 0 {
+            return Ok(false);
+        }
+        let options = GemmOptions {
+            a_quant: Some(QuantParams { zero_point: a.1 }),
+            b_quant: Some(QuantParams { zero_point: b.1 }),
+            ..GemmOptions::default()
+        };
+        gemm.gemm(
+            output,
+            GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], a.0)),
+            GemmInputB::Unpacked(NdTensorView::from_data([depth, columns], b.0)),
+            options,
+        )
+        .map(|()| true)
+        .map_err(|error| Error::internal(format!("integer product failed: {error}")))
+    })?;
+    if !exact {
+        multiply_plainly(a, b, [depth, columns], output);
+    }
+    Ok(())
+}
+
+/// For kernels whose intermediate sums may saturate.
+fn multiply_plainly(
+    a: (&[u8], &[u8]),
+    b: (&[i8], &[i8]),
+    [depth, columns]: [usize; 2],
+    output: &mut [i32],
+) {
+    for (row, line) in output.chunks_exact_mut(columns).enumerate() {
+        line.fill(0);
+        for k in 0..depth {
+            let factor = i32::from(a.0[row * depth + k]) - i32::from(a.1[row]);
+            let values = &b.0[k * columns..(k + 1) * columns];
+            for ((cell, &value), &zero) in line.iter_mut().zip(values).zip(b.1) {
+                *cell = cell.wrapping_add(factor * (i32::from(value) - i32::from(zero)));
+            }
+        }
+    }
+}
+
+/// Stacks of matrices that broadcast against each other.
+struct Stack {
+    shape: Shape,
+    /// Offsets of the matrices of each product, in matrices.
+    pairs: Vec<(usize, usize)>,
+    /// Rows, depth and columns of one product.
+    size: [usize; 3],
+}
+
+impl Stack {
+    fn new(a: &[usize], b: &[usize]) -> Result<Self> {
+        let (&[ref outer_a @ .., rows, depth], &[ref outer_b @ .., other, columns]) = (a, b) else {
+            return Err(Error::unsupported(format!("integer product of {a:?} and {b:?}")));
+        };
+        if depth != other {
+            return Err(Error::invalid(format!("cannot multiply {a:?} and {b:?}")));
+        }
+        let rank = outer_a.len().max(outer_b.len());
+        let size = |outer: &[usize], at: usize| {
+            (at + outer.len()).checked_sub(rank).map_or(1, |at| outer[at])
+        };
+        let mut shape = Shape::new();
+        let mut pairs = vec![(0, 0)];
+        for at in 0..rank {
+            let (x, y) = (size(outer_a, at), size(outer_b, at));
+            if x != y && x != 1 && y != 1 {
+                return Err(Error::invalid(format!("{a:?} and {b:?} do not broadcast")));
+            }
+            let both = if x == 1 { y } else { x };
+            shape.push(both);
+            let step = |count: usize, index: usize| if count == 1 { 0 } else { index };
+            pairs = pairs
+                .iter()
+                .flat_map(|&(p, q)| {
+                    (0..both).map(move |i| (p * x + step(x, i), q * y + step(y, i)))
+                })
+                .collect();
+        }
+        shape.extend([rows, columns]);
+        Ok(Self { shape, pairs, size: [rows, depth, columns] })
+    }
+
+    /// The products, and where zero points of each row and column come from.
+    fn run(
+        &self,
+        ctx: &OpContext<'_>,
+        a: (&Tensor, Option<&Tensor>),
+        b: (&Tensor, Option<&Tensor>),
+    ) -> Result<Tensor> {
+        let [rows, depth, columns] = self.size;
+        let mut output = ctx.allocate(DType::I32, &self.shape)?;
+        let a = left(a.0, a.1, rows)?;
+        let b = right(b.0, b.1, columns)?;
+        let blocks = output.as_mut_slice::<i32>()?.chunks_exact_mut((rows * columns).max(1));
+        for (block, &(p, q)) in blocks.zip(&self.pairs) {
+            ctx.control.check()?;
+            let left = &a.values[p * rows * depth..(p + 1) * rows * depth];
+            let right = &b.values[q * depth * columns..(q + 1) * depth * columns];
+            multiply((left, &a.zeros), (right, &b.zeros), self.size, block)?;
+        }
+        Ok(output)
+    }
+}
+
+pub(super) struct MatMulInteger;
+
+impl Operator for MatMulInteger {
+    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let stack = Stack::new(a.shape(), b.shape())?;
+        let (a_zero, b_zero) = (inputs.optional(2)?, inputs.optional(3)?);
+        Ok(smallvec![stack.run(ctx, (a, a_zero), (b, b_zero))?.into()])
+    }
+}
+
+pub(super) struct QLinearMatMul;
+
+impl Operator for QLinearMatMul {
+    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(3)?);
+        let stack = Stack::new(a.shape(), b.shape())?;
+        let zeros = (inputs.tensor(2)?, inputs.tensor(5)?);
+        let sums = stack.run(ctx, (a, Some(zeros.0)), (b, Some(zeros.1)))?;
+        let [rows, _, columns] = stack.size;
+        let scales = Scales::new(&inputs, [1, 4, 6])?;
+        let output = requantized(ctx, &sums, inputs.tensor(7)?, |element| {
+            scales.of(element / columns % rows, element % columns)
+        })?;
+        Ok(smallvec![output.into()])
+    }
+}
+
+/// The factor from sums to the output's steps.
+struct Scales {
+    left: Vec<f32>,
+    right: Vec<f32>,
+    output: f32,
+}
+
+impl Scales {
+    fn new(inputs: &Inputs<'_>, positions: [usize; 3]) -> Result<Self> {
+        let read = |at: usize| inputs.tensor(positions[at])?.as_slice::<f32>();
+        match read(2)? {
+            [output] => {
+                Ok(Self { left: read(0)?.to_vec(), right: read(1)?.to_vec(), output: *output })
+            }
+            _ => Err(Error::invalid("the output's scale must be one number")),
+        }
+    }
+
+    fn of(&self, row: usize, column: usize) -> f32 {
+        let pick = |list: &[f32], at: usize| match list {
+            [only] => *only,
+            list => list.get(at).copied().unwrap_or(f32::NAN),
+        };
+        pick(&self.left, row) * pick(&self.right, column) / self.output
+    }
+}
+
+/// Sums as bytes of the output's scale and zero point.
+fn requantized(
+    ctx: &OpContext<'_>,
+    sums: &Tensor,
+    zero: &Tensor,
+    factor: impl Fn(usize) -> f32,
+) -> Result<Tensor> {
+    let &[offset] = whole(zero)?.as_slice() else {
+        return Err(Error::invalid("the output's zero point must be one number"));
+    };
+    let mut output = ctx.allocate(zero.dtype(), sums.shape())?;
+    by_dtype!(zero.dtype(), [U8: u8, I8: i8], T => {
+        let cells = output.as_mut_slice::<T>()?.iter_mut();
+        for (element, (cell, &sum)) in cells.zip(sums.as_slice::<i32>()?).enumerate() {
+            let value = quantized(sum as f32 * factor(element), offset);
+            *cell = value.clamp(i32::from(T::MIN), i32::from(T::MAX)) as T;
+        }
+        Ok(())
+    })?;
+    Ok(output)
+}
+
+/// What the two integer convolutions share.
+struct Convolution {
+    window: WindowAttributes,
+    groups: usize,
+}
+
+/// A convolution's operands; weights are `[outputs, inputs / groups, ...]`.
+struct Operands<'a> {
+    image: &'a Tensor,
+    weights: &'a Tensor,
+    image_zero: Option<&'a Tensor>,
+    weight_zeros: Option<&'a Tensor>,
+}
+
+impl Convolution {
+    fn of(node: &NodeDef) -> Result<Self> {
+        let groups = dim(Attributes(node).int_or("group", 1)?)?.max(1);
+        Ok(Self { window: WindowAttributes::parse(node)?, groups })
+    }
+
+    /// Sums `[batch, outputs, ...]`.
+    fn run(&self, ctx: &OpContext<'_>, operands: &Operands<'_>) -> Result<Tensor> {
+        let (image, weights) = (operands.image, operands.weights);
+        let (&[batch, channels, ref space @ ..], &[outputs, inner, ref kernel @ ..]) =
+            (image.shape(), weights.shape())
+        else {
+            return Err(Error::invalid(format!("cannot convolve {image:?} with {weights:?}")));
+        };
+        let fits = inner.checked_mul(self.groups) == Some(channels)
+            && outputs.is_multiple_of(self.groups)
+            && image.dtype().bits() == 8;
+        if !fits {
+            return Err(Error::invalid(format!(
+                "{image:?} and {weights:?} do not fit {} groups",
+                self.groups
+            )));
+        }
+        let window = self.window.resolve(space, Some(kernel))?;
+        let mut shape: Shape = smallvec![batch, outputs];
+        shape.extend(window.output.iter().copied());
+        let mut output = ctx.allocate(DType::I32, &shape)?;
+        let positions = element_count(&window.output)?;
+        let depth = inner * element_count(kernel)?;
+        let rows = outputs / self.groups;
+        let left = left(weights, operands.weight_zeros, outputs)?;
+        let flip = flip_for(image, DType::I8)?;
+        let zero = zero_bytes(operands.image_zero, 1)?[0];
+        let zeros = vec![(zero ^ flip) as i8; positions];
+        let mut columns = ctx.allocate(DType::I8, &[depth, positions])?;
+        let columns = columns.as_mut_slice::<i8>()?;
+        let plane = inner * element_count(space)?;
+        let source = cells::<u8>(image)?;
+        let blocks = output.as_mut_slice::<i32>()?.chunks_exact_mut((rows * positions).max(1));
+        for (at, block) in blocks.enumerate() {
+            ctx.control.check()?;
+            let group = at % self.groups;
+            unroll(&source[at * plane..(at + 1) * plane], &window, zero, flip, columns);
+            let part = &left.values[group * rows * depth..(group + 1) * rows * depth];
+            let part_zeros = &left.zeros[group * rows..(group + 1) * rows];
+            multiply((part, part_zeros), (columns, &zeros), [rows, depth, positions], block)?;
+        }
+        Ok(output)
+    }
+}
+
+/// A column per output position with what its window sees; `zero` in the
+/// padding.
+fn unroll(image: &[u8], window: &Window, zero: u8, flip: u8, columns: &mut [i8]) {
+    let window = window.lifted(3);
+    let size: usize = window.input.iter().product();
+    let (kernel, output) = (&window.kernel, &window.output);
+    let mut cells = columns.iter_mut();
+    for channel in image.chunks_exact(size.max(1)) {
+        for tap in 0..kernel.iter().product() {
+            let taps =
+                [tap / (kernel[1] * kernel[2]), tap / kernel[2] % kernel[1], tap % kernel[2]];
+            for out in 0..output.iter().product() {
+                let outs =
+                    [out / (output[1] * output[2]), out / output[2] % output[1], out % output[2]];
+                let from = (0..3).try_fold(0, |offset, axis| {
+                    let at = window.source(axis, outs[axis], taps[axis])?;
+                    Some(offset * window.input[axis] + at)
+                });
+                let byte = from.map_or(zero, |at| channel[at]);
+                if let Some(cell) = cells.next() {
+                    *cell = (byte ^ flip) as i8;
+                }
+            }
+        }
+    }
+}
+
+pub(super) struct ConvInteger(Convolution);
+
+impl ConvInteger {
+    pub(super) fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self(Convolution::of(node)?)))
+    }
+}
+
+impl Operator for ConvInteger {
+    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
+        let operands = Operands {
+            image: inputs.tensor(0)?,
+            weights: inputs.tensor(1)?,
+            image_zero: inputs.optional(2)?,
+            weight_zeros: inputs.optional(3)?,
+        };
+        Ok(smallvec![self.0.run(ctx, &operands)?.into()])
+    }
+}
+
+pub(super) struct QLinearConv(Convolution);
+
+impl QLinearConv {
+    pub(super) fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self(Convolution::of(node)?)))
+    }
+}
+
+impl Operator for QLinearConv {
+    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
+        let operands = Operands {
+            image: inputs.tensor(0)?,
+            weights: inputs.tensor(3)?,
+            image_zero: Some(inputs.tensor(2)?),
+            weight_zeros: Some(inputs.tensor(5)?),
+        };
+        let mut sums = self.0.run(ctx, &operands)?;
+        let positions = element_count(&sums.shape()[2..])?.max(1);
+        let outputs = sums.shape()[1].max(1);
+        if let Some(bias) = inputs.optional(8)? {
+            let bias = bias.as_slice::<i32>()?;
+            if bias.len() != outputs {
+                return Err(Error::invalid(format!("{} biases for {outputs} outputs", bias.len())));
+            }
+            for (at, line) in sums.as_mut_slice::<i32>()?.chunks_exact_mut(positions).enumerate() {
+                line.iter_mut().for_each(|cell| *cell = cell.wrapping_add(bias[at % outputs]));
+            }
+        }
+        let scales = Scales::new(&inputs, [4, 1, 6])?;
+        let output = requantized(ctx, &sums, inputs.tensor(7)?, |element| {
+            scales.of(element / positions % outputs, 0)
+        })?;
+        Ok(smallvec![output.into()])
+    }
+}
