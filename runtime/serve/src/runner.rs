@@ -76,3 +76,31 @@ impl PreparedGraph for Prepared {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::relu_graph;
+    use mortise_compute::{CpuDevice, CpuOptions};
+
+    #[test]
+    fn equal_graphs_are_compiled_once_and_let_go() {
+        let runner =
+            Runner::new(CpuDevice::new(CpuOptions { threads: 1 }), GraphLimits::default());
+        let address = |graph: &Arc<dyn PreparedGraph>| Arc::as_ptr(graph).cast::<u8>();
+        let first = runner.prepare(&relu_graph(), &Assets::default()).unwrap();
+        let same = runner.prepare(&relu_graph(), &Assets::default()).unwrap();
+        assert_eq!(address(&first), address(&same));
+        let input = Tensor::from_vec(&[2], vec![-1.0f32, 2.0]).unwrap();
+        let outputs = same.run(vec![input], &RunControl::unbounded()).unwrap();
+        assert_eq!(outputs[0].as_slice::<f32>().unwrap(), [0.0, 2.0]);
+
+        let mut other = relu_graph();
+        other.output_names[0] = "z".to_string();
+        let kept = runner.prepare(&other, &Assets::default()).unwrap();
+        assert_ne!(address(&first), address(&kept));
+        drop((first, same));
+        runner.slot([0; 32]);
+        assert_eq!(runner.prepared.lock().len(), 2, "one graph in use and the slot just made");
+    }
+}

@@ -3,10 +3,33 @@
 use crate::revision::RevisionParts;
 use crate::stage::{CustomStage, Stage, StageRun};
 use mortise_host::{PluginHealth, PreparedGraph};
-use mortise_types::{DType, Result, RunControl, Signature, Tensor, TensorSpec};
+use mortise_types::{
+    DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, Tensor, TensorSpec, ValueDef,
+    ValueId, ValueSource,
+};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+/// `y = Relu(x)`
+pub(crate) fn relu_graph() -> GraphDef {
+    let value = |name: &str, source| ValueDef { name: name.to_string(), source };
+    let node = NodeDef {
+        domain: "".into(),
+        op: "Relu".into(),
+        opset: 14,
+        name: String::new(),
+        inputs: vec![Some(ValueId(0))],
+        attributes: Vec::new(),
+        outputs: vec![Some(ValueId(1))],
+    };
+    GraphDef {
+        values: vec![value("x", ValueSource::Input), value("y", ValueSource::Node)],
+        body: GraphBody { inputs: vec![ValueId(0)], nodes: vec![node], outputs: vec![ValueId(1)] },
+        inputs: vec![spec("x")],
+        output_names: vec!["y".to_string()],
+    }
+}
 
 type Function = Box<dyn Fn(Vec<Tensor>) -> Result<Vec<Tensor>> + Send + Sync>;
 

@@ -161,3 +161,66 @@ impl Writer<'_> {
         items.iter().for_each(|item| write(self, item));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::relu_graph;
+    use mortise_types::{Asset, Bytes, Shape};
+    use std::collections::BTreeMap;
+
+    fn assets(digest: &str) -> Assets {
+        let asset = Asset { digest: digest.into(), bytes: Bytes::new() };
+        Assets::new(BTreeMap::from([("w".to_string(), asset)]))
+    }
+
+    #[test]
+    fn whatever_changes_the_answer_changes_the_digest() {
+        let base = relu_graph();
+        let weight = WeightRef {
+            asset: "w".into(),
+            offset: 0,
+            length: 4,
+            dtype: DType::F32,
+            shape: Shape::from_slice(&[1]),
+        };
+        let changed = |change: fn(&mut GraphDef)| {
+            let mut def = base.clone();
+            change(&mut def);
+            def
+        };
+        let weighted = |offset| {
+            let mut def = base.clone();
+            let source = ValueSource::Weight(WeightRef { offset, ..weight.clone() });
+            def.values.push(ValueDef { name: "w".into(), source });
+            def
+        };
+        let variants = [
+            (base.clone(), assets("a")),
+            (changed(|def| def.body.nodes[0].op = "Neg".into()), assets("a")),
+            (changed(|def| def.body.nodes[0].opset = 13), assets("a")),
+            (changed(|def| def.output_names[0] = "other".into()), assets("a")),
+            (changed(|def| def.inputs[0].dtype = DType::F64), assets("a")),
+            (
+                changed(|def| {
+                    def.body.nodes[0].attributes.push(("k".into(), Attribute::Ints(vec![1])));
+                }),
+                assets("a"),
+            ),
+            (
+                changed(|def| {
+                    def.body.nodes[0].attributes.push(("k".into(), Attribute::Int(1)));
+                }),
+                assets("a"),
+            ),
+            (weighted(0), assets("a")),
+            (weighted(0), assets("b")),
+            (weighted(4), assets("a")),
+        ];
+        let digests: Vec<_> = variants.iter().map(|(def, files)| graph_digest(def, files)).collect();
+        for (index, digest) in digests.iter().enumerate() {
+            assert!(!digests[..index].contains(digest), "variant {index} collides");
+        }
+        assert_eq!(graph_digest(&base, &assets("a")), graph_digest(&base.clone(), &assets("b")));
+    }
+}

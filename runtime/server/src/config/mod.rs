@@ -59,4 +59,11 @@ mod tests {
         assert_eq!(table, Raw::default().to_table());
         assert_eq!(parse(&text).unwrap().to_table(), Raw::default().to_table());
     }
+
+    #[test]
+    fn the_defaults_of_plugins_are_those_of_the_host() {
+        let resolved = Resolved::new(&Raw::default(), "store".into()).unwrap();
+        assert_eq!(resolved.plugins, mortise_host::PluginLimits::default());
+        assert_eq!(resolved.compile.limits, mortise_host::CompileLimits::default());
+    }
 }

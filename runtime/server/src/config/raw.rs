@@ -139,6 +139,8 @@ section! {
         max_log_line_bytes: u64 = 4_096,
         /// Log lines that are kept; the rest are counted.
         log_lines_per_second: u64 = 100,
+        /// Graph builders and graphs that one instance holds.
+        max_graphs: u64 = 16,
         /// Nodes of one graph, subgraphs included.
         max_graph_nodes: u64 = 100_000,
         /// Values of one graph, subgraphs included.

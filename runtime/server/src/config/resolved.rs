@@ -146,6 +146,7 @@ fn plugins(raw: &raw::Plugins) -> PluginLimits {
         max_waiting_calls: raw.max_waiting_calls as usize,
         log_line_bytes: raw.max_log_line_bytes as usize,
         log_lines_per_second: u32::try_from(raw.log_lines_per_second).unwrap_or(u32::MAX),
+        max_graphs: raw.max_graphs as usize,
         max_graph_nodes: raw.max_graph_nodes as usize,
         max_graph_values: raw.max_graph_values as usize,
         max_graph_nesting: raw.max_graph_nesting as usize,
