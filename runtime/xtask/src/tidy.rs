@@ -4,11 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use cargo_metadata::{DependencyKind, Package};
 
 use crate::sh::Command;
 use crate::suite::Counts;
-use crate::workspace::Workspace;
+use crate::workspace::{Package, Workspace};
 
 /// Which crates of the workspace each layer may use.
 const EDGES: &[(&str, &[&str])] = &[
@@ -152,47 +151,31 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Counts> {
     Ok(Counts { passed: CHECKS.len() - failed, failed })
 }
 
-/// Names of what a crate ships with: build dependencies count, development
-/// ones do not.
-fn shipped(package: &Package) -> impl Iterator<Item = &str> {
-    let used = package.dependencies.iter();
-    used.filter(|dependency| dependency.kind != DependencyKind::Development)
-        .map(|dependency| dependency.name.as_str())
-}
-
 fn layering(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
-    let packages = workspace.metadata.workspace_packages();
-    let internal = |name: &str| packages.iter().any(|package| package.name.as_str() == name);
+    let internal = |name: &str| workspace.packages.iter().any(|package| package.name == name);
     let mut findings = Vec::new();
-    for package in &packages {
-        let name = package.name.as_str();
-        if is_plugin(workspace, package) {
-            continue;
-        }
-        let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
+    for Package { name, dependencies, .. } in not_plugins(workspace) {
+        let Some((_, allowed)) = EDGES.iter().find(|(from, _)| from == name) else {
             findings.push(format!("{name} has no place in the layers: add it to EDGES"));
             continue;
         };
-        for used in shipped(package).filter(|used| internal(used) && !allowed.contains(used)) {
-            findings.push(format!("{name} must not depend on {used}"));
-        }
+        let wrong = |used: &&String| internal(used) && !allowed.contains(&used.as_str());
+        let wrong = dependencies.iter().filter(wrong);
+        findings.extend(wrong.map(|used| format!("{name} must not depend on {used}")));
     }
     Ok(findings)
 }
 
 fn owners(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
     let mut findings = Vec::new();
-    for package in workspace.metadata.workspace_packages() {
-        for used in shipped(package) {
-            let owner = OWNERS.iter().find(|(heavy, _)| *heavy == used);
+    for Package { name, dependencies, .. } in &workspace.packages {
+        for used in dependencies {
+            let owner = OWNERS.iter().find(|(heavy, _)| heavy == used);
             if let Some((_, allowed)) = owner
-                && !allowed.contains(&package.name.as_str())
+                && !allowed.contains(&name.as_str())
             {
-                findings.push(format!(
-                    "{} uses {used}, which only {} may",
-                    package.name,
-                    allowed.join(" and ")
-                ));
+                findings
+                    .push(format!("{name} uses {used}, which only {} may", allowed.join(" and ")));
             }
         }
     }
@@ -200,27 +183,29 @@ fn owners(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
 }
 
 fn is_plugin(workspace: &Workspace, package: &Package) -> bool {
-    package.manifest_path.as_std_path().starts_with(workspace.path("plugins"))
+    package.manifest.starts_with(workspace.path("plugins"))
+}
+
+fn not_plugins(workspace: &Workspace) -> impl Iterator<Item = &Package> {
+    workspace.packages.iter().filter(|package| !is_plugin(workspace, package))
 }
 
 fn plugin_dependencies(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
-    let packages = workspace.metadata.workspace_packages();
-    let plugins = packages.into_iter().filter(|package| is_plugin(workspace, package));
+    let plugins = workspace.packages.iter().filter(|package| is_plugin(workspace, package));
     let mut findings = Vec::new();
-    for plugin in plugins {
-        for used in shipped(plugin).filter(|used| !PLUGIN_DEPENDENCIES.contains(used)) {
-            findings.push(format!("{} depends on {used}", plugin.name));
-        }
+    for Package { name, dependencies, .. } in plugins {
+        let wrong = |used: &&String| !PLUGIN_DEPENDENCIES.contains(&used.as_str());
+        let wrong = dependencies.iter().filter(wrong);
+        findings.extend(wrong.map(|used| format!("{name} depends on {used}")));
     }
     Ok(findings)
 }
 
 fn workspace_lints(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
     let mut findings = Vec::new();
-    for package in workspace.metadata.workspace_packages() {
-        let manifest = fs::read_to_string(&package.manifest_path)?;
-        if !manifest.contains("[lints]\nworkspace = true") {
-            findings.push(format!("{}: add [lints] workspace = true", package.name));
+    for Package { name, manifest, .. } in &workspace.packages {
+        if !fs::read_to_string(manifest)?.contains("[lints]\nworkspace = true") {
+            findings.push(format!("{name}: add [lints] workspace = true"));
         }
     }
     Ok(findings)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cargo_metadata::{Metadata, MetadataCommand};
+use serde_json::Value;
 
 use crate::sh::Command;
 
@@ -13,20 +13,33 @@ pub(crate) const PLUGIN_TARGET: &str = "wasm32-unknown-unknown";
 pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     pub(crate) target: PathBuf,
-    pub(crate) metadata: Metadata,
+    /// In the order of their names.
+    pub(crate) packages: Vec<Package>,
+}
+
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) manifest: PathBuf,
+    /// What it ships with: build dependencies count, development ones do not.
+    pub(crate) dependencies: Vec<String>,
 }
 
 impl Workspace {
     pub(crate) fn discover() -> Result<Self> {
-        let metadata = MetadataCommand::new()
-            .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-            .no_deps()
-            .exec()
-            .context("`cargo metadata` failed")?;
+        // Read as plain JSON: a crate for it would change features of what the
+        // server shares with us, and compile wasmtime twice.
+        let text = Command::new("cargo")
+            .args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"])
+            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+            .output()?;
+        let metadata: Value = serde_json::from_str(&text)?;
+        let packages = metadata["packages"].as_array().context("metadata without packages")?;
+        let mut packages = packages.iter().map(Package::parse).collect::<Result<Vec<_>>>()?;
+        packages.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self {
-            root: metadata.workspace_root.clone().into(),
-            target: metadata.target_directory.clone().into(),
-            metadata,
+            root: text_of(&metadata, "workspace_root")?.into(),
+            target: text_of(&metadata, "target_directory")?.into(),
+            packages,
         })
     }
 
@@ -71,17 +84,28 @@ impl Workspace {
         variables
     }
 
-    /// The names of the crates below a folder of the root, in order.
+    /// The names of the crates below a folder of the root.
     pub(crate) fn packages_under(&self, folder: &str) -> Vec<String> {
         let folder = self.root.join(folder);
-        let mut names: Vec<_> = self
-            .metadata
-            .workspace_packages()
-            .into_iter()
-            .filter(|package| package.manifest_path.as_std_path().starts_with(&folder))
-            .map(|package| package.name.to_string())
-            .collect();
-        names.sort();
-        names
+        let inside = self.packages.iter().filter(|package| package.manifest.starts_with(&folder));
+        inside.map(|package| package.name.clone()).collect()
     }
+}
+
+impl Package {
+    fn parse(package: &Value) -> Result<Self> {
+        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        let shipped = dependencies.filter(|dependency| dependency["kind"] != "dev");
+        Ok(Self {
+            name: text_of(package, "name")?.to_owned(),
+            manifest: text_of(package, "manifest_path")?.into(),
+            dependencies: shipped
+                .map(|dependency| text_of(dependency, "name").map(str::to_owned))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn text_of<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
+    value[key].as_str().with_context(|| format!("metadata without {key}"))
 }
