@@ -64,6 +64,5 @@ mod tests {
     fn the_defaults_of_plugins_are_those_of_the_host() {
         let resolved = Resolved::new(&Raw::default(), "store".into()).unwrap();
         assert_eq!(resolved.plugins, mortise_host::PluginLimits::default());
-        assert_eq!(resolved.compile.limits, mortise_host::CompileLimits::default());
     }
 }

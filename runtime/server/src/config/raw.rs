@@ -158,8 +158,9 @@ section! {
         quarantine_backoff_ms: u64 = 1_000,
         /// Longest quarantine.
         max_quarantine_backoff_ms: u64 = 60_000,
-        /// Time for compiling one component.
-        compile_timeout_ms: u64 = 10_000,
+        /// Time for compiling one component, at low priority: a busy machine
+        /// takes much longer than an idle one.
+        compile_timeout_ms: u64 = 60_000,
         /// Address space of the process that compiles a component.
         compile_memory_bytes: u64 = 1 << 30,
         /// Compiled components that are kept in the store.
