@@ -6,7 +6,7 @@ writes, for every case (or those named), `NAME.onnx` and `NAME.npz`. The
 archive holds the inputs as `in:NAME` and onnxruntime's outputs as `out:NAME`;
 strings are fixed-width bytes. A `ZipMap` output is stored as the matrix of its
 probabilities, columns in the order of its class labels. `manifest.json` lists
-the cases. Needs numpy, scikit-learn, onnx, onnxruntime, skl2onnx, onnxmltools,
+the cases, and the tolerance of those that need another than 1e-5. Needs numpy, scikit-learn, onnx, onnxruntime, skl2onnx, onnxmltools,
 xgboost and lightgbm.
 """
 
@@ -22,6 +22,10 @@ import onnxruntime
 
 import estimators
 import graphs
+
+# Where the graph is ill-conditioned in float32: onnxruntime itself is this far
+# from scikit-learn in float64.
+TOLERANCES = {"svc_poly_proba": 5e-5}
 
 
 def main():
@@ -53,7 +57,8 @@ def write(directory, name, model, inputs):
     arrays = {f"in:{key}": portable(value) for key, value in inputs.items()}
     arrays |= {f"out:{key}": portable(value) for key, value in zip(names, outputs)}
     np.savez_compressed(directory / f"{name}.npz", **arrays)
-    return {"name": name, "inputs": list(inputs), "outputs": names}
+    entry = {"name": name, "inputs": list(inputs), "outputs": names}
+    return entry | ({"tolerance": TOLERANCES[name]} if name in TOLERANCES else {})
 
 
 def answers(data, inputs):
