@@ -124,8 +124,8 @@ impl Regressor {
         };
         let transform = match attributes.int_or("post_transform", 0)? {
             0 => Transform::None,
-            1 => Transform::Softmax,
-            2 => Transform::Logistic,
+            1 => Transform::Logistic,
+            2 => Transform::Softmax,
             3 => Transform::SoftmaxZero,
             4 => Transform::Probit,
             other => return Err(Error::unsupported(format!("post_transform {other}"))),

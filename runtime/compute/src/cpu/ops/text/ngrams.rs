@@ -15,6 +15,7 @@ pub(super) struct TfIdfVectorizer {
     grams: Vec<HashMap<Vec<u32>, usize>>,
     /// By n-gram: its column.
     columns: Vec<usize>,
+    /// By column; empty where all are 1.
     weights: Vec<f32>,
     mode: Mode,
     shortest: usize,
@@ -96,16 +97,18 @@ impl TfIdfVectorizer {
                 weights.len()
             )));
         }
+        let columns: Vec<usize> = indexes.iter().map(|&column| column as usize).collect();
+        let width = columns.iter().max().map_or(0, |&column| column + 1);
         Ok(Box::new(Self {
             words,
             grams,
-            columns: indexes.iter().map(|&column| column as usize).collect(),
-            weights,
+            weights: by_column(&weights, &columns, width),
+            columns,
             mode,
             shortest: dim(attributes.int_or("min_gram_length", 1)?)?.max(1),
             longest: dim(attributes.int_or("max_gram_length", 1)?)?,
             most_skipped: dim(attributes.int_or("max_skip_count", 0)?)?,
-            width: indexes.iter().max().map_or(0, |&column| column as usize + 1),
+            width,
         }))
     }
 
@@ -140,6 +143,15 @@ impl TfIdfVectorizer {
             Mode::Products => count * weight,
         }
     }
+}
+
+/// The weights of n-grams at their columns.
+fn by_column(weights: &[f32], columns: &[usize], width: usize) -> Vec<f32> {
+    let mut spread = vec![1.0; if weights.is_empty() { 0 } else { width }];
+    for (&weight, &column) in weights.iter().zip(columns) {
+        spread[column] = weight;
+    }
+    spread
 }
 
 /// Cuts the pool into n-grams: those of length `n` start at `starts[n - 1]`.

@@ -76,7 +76,6 @@ impl Operator for Tokenizer {
         if self.mark && width > 0 {
             for row in &mut rows {
                 row.insert(0, START_OF_TEXT);
-                row.resize(width + 1, &self.filler);
                 row.push(END_OF_TEXT);
             }
             width += 2;
