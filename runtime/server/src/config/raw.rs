@@ -148,7 +148,7 @@ section! {
         /// Depth of subgraphs inside subgraphs.
         max_graph_nesting: u64 = 16,
         /// Names and attributes, other than tensors, of one graph.
-        max_graph_attribute_bytes: u64 = 256 << 20,
+        max_graph_attribute_bytes: u64 = 64 << 20,
         /// Constants of one graph; weights in assets do not count.
         max_graph_constant_bytes: u64 = 256 << 20,
         /// Traps, timeouts or limits hit in a row that put a plugin in
