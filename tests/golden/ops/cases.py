@@ -186,12 +186,28 @@ def of(dtype, *shape):
     return rng.integers(-9 if dtype.startswith("i") else 0, 10, size=shape).astype(dtype)
 
 
+# A file of cases stays below this, so that no single file is large.
+MAX_FILE_BYTES = 350_000
+
+
 def write(generator, groups):
-    """Runs the groups of cases and writes them beside the generator."""
+    """Runs the groups of cases and writes them beside the generator, in
+    numbered files."""
     for group in groups:
         group()
-    path = pathlib.Path(generator).with_name(pathlib.Path(generator).stem.removeprefix("gen_") + ".jsonl")
-    path.write_text("\n".join(lines) + "\n")
-    print(f"{len(lines)} cases, {path.stat().st_size} bytes")
+    here = pathlib.Path(generator)
+    family = here.stem.removeprefix("gen_")
+    for old in here.parent.glob(f"{family}-*.jsonl"):
+        old.unlink()
+    files, size = [[]], 0
+    for line in lines:
+        if size + len(line) > MAX_FILE_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append(line)
+        size += len(line) + 1
+    for index, part in enumerate(files):
+        here.with_name(f"{family}-{index}.jsonl").write_text("\n".join(part) + "\n")
+    print(f"{len(lines)} cases in {len(files)} files")
     for line in skipped:
         print("skipped", line)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes ml.jsonl: single operators and small graphs with random inputs, and
+"""Writes ml-*.jsonl: single operators and small graphs with random inputs, and
 what onnxruntime answers. `runtime/compute/tests/golden_ml.rs` replays them.
 
 Needs numpy, onnx and onnxruntime:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes nn.jsonl: the operators of networks with random inputs, and what
+"""Writes nn-*.jsonl: the operators of networks with random inputs, and what
 onnxruntime answers. `runtime/compute/tests` replays them.
 
 Needs numpy, onnx and onnxruntime:

@@ -12,16 +12,21 @@ use serde_json::Value as Json;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const CASES: [&str; 2] = [
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/ops/ml.jsonl"),
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/ops/nn.jsonl"),
-];
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/ops");
+
+/// Every line of every file of cases.
+fn all_cases() -> String {
+    let files = std::fs::read_dir(CASES).expect("the cases are in the tree");
+    let mut paths: Vec<_> = files.map(|file| file.expect("a readable folder").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    paths.sort();
+    paths.iter().map(|path| std::fs::read_to_string(path).expect("a readable file")).collect()
+}
 
 #[test]
 fn operators_answer_as_onnxruntime_does() {
     let wanted = std::env::var("MORTISE_GOLDEN").unwrap_or_default();
-    let read = |path| std::fs::read_to_string(path).expect("the cases are in the tree");
-    let cases: String = CASES.iter().map(read).collect();
+    let cases = all_cases();
     let mut failures = Vec::new();
     let mut count = 0;
     for line in cases.lines() {
@@ -75,8 +80,7 @@ fn run(case: &Json) -> Result<Vec<Tensor>> {
         builder.def.output_names.push(name.to_owned());
     }
     let device = CpuDevice::new(CpuOptions { threads: 1 });
-    let exe =
-        compile_graph(&*device, &builder.def, &Assets::default(), &GraphLimits::default())?;
+    let exe = compile_graph(&*device, &builder.def, &Assets::default(), &GraphLimits::default())?;
     exe.execute(inputs, &RunControl::unbounded())?.wait()
 }
 
