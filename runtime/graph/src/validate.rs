@@ -2,7 +2,8 @@
 
 use crate::{Evaluate, FUSED_DOMAIN, GraphLimits};
 use mortise_types::{
-    Attribute, Error, ErrorKind, GraphBody, GraphDef, NodeDef, Result, ValueId, ValueSource,
+    Attribute, Error, ErrorKind, GraphBody, GraphDef, NodeDef, Result, TensorSpec, VARIABLE,
+    ValueId, ValueSource,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -108,6 +109,12 @@ fn check_names(def: &GraphDef) -> Result<()> {
     }
     if def.output_names.is_empty() {
         return Err(Error::invalid("the graph has no outputs"));
+    }
+    let odd = |spec: &&TensorSpec| spec.shape.iter().any(|dim| *dim < VARIABLE);
+    if let Some(spec) = def.inputs.iter().find(odd) {
+        return Err(Error::invalid(format!(
+            "{spec}: sizes are {VARIABLE} where variable, or more"
+        )));
     }
     distinct("input", def.inputs.iter().map(|spec| spec.name.as_str()))?;
     distinct("output", def.output_names.iter().map(String::as_str))

@@ -33,6 +33,9 @@ pub(crate) struct CpuExecutable {
 /// How long [`CpuExecutable::learn_outputs`] may run.
 const LEARN_TIME: Duration = Duration::from_secs(2);
 
+/// Elements that one input of such a run may have.
+const LEARN_ELEMENTS: usize = 16 << 20;
+
 /// Runs that take less stay on their caller: a hop to the pool and back costs
 /// tens of microseconds, and gains at most the number of threads.
 const POOL_WORTH: Duration = Duration::from_micros(400);
@@ -79,7 +82,11 @@ impl CpuExecutable {
         let zeros = |spec: &TensorSpec| {
             let shape: Vec<usize> =
                 spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).collect();
-            Tensor::zeros(spec.dtype, &shape)
+            let elements = shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim));
+            match elements {
+                Some(0..=LEARN_ELEMENTS) => Tensor::zeros(spec.dtype, &shape),
+                _ => Err(Error::limit("too large to try")),
+            }
         };
         let inputs = self.signature.inputs.iter().map(zeros).collect::<Result<_>>();
         let run = || without_panics(|| self.run(inputs?, &control));

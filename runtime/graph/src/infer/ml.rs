@@ -31,7 +31,7 @@ pub(crate) fn infer(view: &NodeView<'_>) -> Option<Vec<Fact>> {
         "ArrayFeatureExtractor" => {
             let mut shape = view.shape(0)?;
             if let Some(last) = shape.last_mut() {
-                *last = view.shape(1)?.iter().product::<i64>().max(-1);
+                *last = view.shape(1).map_or(-1, |indices| product(&indices));
             }
             let rank_one = shape.len() == 1;
             if rank_one {
@@ -42,6 +42,14 @@ pub(crate) fn infer(view: &NodeView<'_>) -> Option<Vec<Fact>> {
         "FeatureVectorizer" => vec![Fact::new(Some(DType::F32), Some(vec![rows, -1]))],
         _ => return None,
     })
+}
+
+/// How many elements, `-1` where a size is unknown.
+fn product(dims: &[i64]) -> i64 {
+    if dims.iter().any(|dim| *dim < 0) {
+        return -1;
+    }
+    dims.iter().fold(1, |count: i64, dim| count.saturating_mul(*dim))
 }
 
 fn rows(view: &NodeView<'_>) -> i64 {

@@ -171,7 +171,7 @@ pub(crate) fn concat(view: &NodeView<'_>) -> Option<Dims> {
         let shape = view.shape(index).filter(|shape| shape.len() == joint.len())?;
         for (at, (dim, other)) in joint.iter_mut().zip(shape).enumerate() {
             *dim = match (at == axis, *dim, other) {
-                (true, a, b) if a >= 0 && b >= 0 => a + b,
+                (true, a, b) if a >= 0 && b >= 0 => a.saturating_add(b),
                 (true, ..) => -1,
                 (false, -1, other) => other,
                 (false, dim, _) => dim,

@@ -7,7 +7,7 @@ mod einsum;
 use super::broadcast::{Broadcast, broadcast_shape, zip_into};
 use super::elementwise::{Activation, activate, cast_tensor};
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
-use mortise_types::{DType, Error, NodeDef, Result, Shape, Tensor, Value};
+use mortise_types::{DType, Error, NodeDef, Result, RunControl, Shape, Tensor, Value};
 use number::{Number, by_numeric};
 use rayon::prelude::*;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
@@ -35,6 +35,9 @@ thread_local! {
     /// The executor is not `Send`, and making one is a box and a few flags.
     pub(crate) static GEMM: GemmExecutor = GemmExecutor::new();
 }
+
+/// Multiply-adds between two looks at the clock: some ten milliseconds.
+const CHECK_EVERY: usize = 1 << 30;
 
 /// Multiply-adds below which threads cost more than they bring.
 const PARALLEL_WORTH: usize = 1 << 20;
@@ -136,6 +139,7 @@ impl MatMul {
     ) -> Result<Tensor> {
         let mut output = ctx.allocate(DType::F32, &shape.output)?;
         let product = Product {
+            control: ctx.control,
             rows: shape.rows,
             depth: shape.depth,
             columns: shape.columns,
@@ -231,6 +235,7 @@ fn split(shape: &[usize], transpose: bool, left: bool) -> Option<(&[usize], usiz
 
 /// One f32 product, and how its operands lie in memory.
 struct Product<'a> {
+    control: &'a RunControl,
     rows: usize,
     depth: usize,
     columns: usize,
@@ -266,12 +271,26 @@ impl Product<'_> {
         }
     }
 
-    /// `out = alpha · a · b + beta · out + bias`
+    /// `out = alpha · a · b + beta · out + bias`, a block of rows at a time.
     fn one(&self, a: &[f32], b: &[f32], out: &mut [f32], beta: f32) -> Result<()> {
-        let a = matrix(a, (self.rows, self.depth), self.transpose.0);
+        let row_cost = self.depth.saturating_mul(self.columns).max(1);
+        let block = (CHECK_EVERY / row_cost).max(64);
+        if self.transpose.0 || self.rows <= block || self.depth == 0 {
+            return self.block(self.rows, a, b, out, beta);
+        }
+        let blocks = a.chunks(block * self.depth).zip(out.chunks_mut(block * self.columns));
+        for (a, out) in blocks {
+            self.control.check()?;
+            self.block(a.len() / self.depth, a, b, out, beta)?;
+        }
+        Ok(())
+    }
+
+    fn block(&self, rows: usize, a: &[f32], b: &[f32], out: &mut [f32], beta: f32) -> Result<()> {
+        let a = matrix(a, (rows, self.depth), self.transpose.0);
         // One row reads all of the weights once: packed ones gain nothing.
         let b = match self.packed {
-            Some(packed) if self.rows > 1 => GemmInputB::Packed(packed),
+            Some(packed) if rows > 1 => GemmInputB::Packed(packed),
             _ => GemmInputB::Unpacked(matrix(b, (self.depth, self.columns), self.transpose.1)),
         };
         let bias = self.bias.map(BiasVector::Row);
@@ -387,6 +406,7 @@ impl Gemm {
             _ => 0.0,
         };
         let product = Product {
+            control: ctx.control,
             rows: shape.rows,
             depth: shape.depth,
             columns: shape.columns,

@@ -61,8 +61,9 @@ impl Operator for Softmax {
             self.apply_f64(&mut output)?;
             return Ok(smallvec![output.into()]);
         }
-        let mut output = writable(ctx, cast_tensor(ctx, &input, DType::F32)?)?;
-        drop(input);
+        let single =
+            if dtype == DType::F32 { input } else { cast_tensor(ctx, &input, DType::F32)? };
+        let mut output = writable(ctx, single)?;
         self.apply_f32(&mut output)?;
         Ok(smallvec![cast_tensor(ctx, &output, dtype)?.into()])
     }

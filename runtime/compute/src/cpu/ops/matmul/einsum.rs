@@ -52,6 +52,9 @@ fn labels(term: &str) -> Result<Vec<Label>> {
     Ok(labels)
 }
 
+/// Products between two looks at the clock.
+const CHECK_EVERY: usize = 1 << 16;
+
 /// The loops of one run: sizes, and how far each step moves in each operand.
 struct Loops {
     output: Shape,
@@ -77,6 +80,10 @@ impl Einsum {
         let output = self.output_labels(&sizes, &terms);
         if let Some(label) = output.iter().find(|label| !sizes.contains_key(label)) {
             return Err(Error::invalid(format!("output label {label:?} is in no operand")));
+        }
+        if let Some(label) = (1..output.len()).find(|at| output[..*at].contains(&output[*at])) {
+            let label = output[label];
+            return Err(Error::invalid(format!("output label {label:?} is there twice")));
         }
         let summed = sizes.keys().filter(|label| !output.contains(label));
         let order: Vec<Label> = output.iter().chain(summed).copied().collect();
@@ -179,21 +186,30 @@ impl Loops {
         for (flat, out) in output.as_mut_slice::<T>()?.iter_mut().enumerate() {
             ctx.control.check()?;
             self.offsets(flat, outer, 0, &mut base);
-            *out = self.one(&data, &base, inner, inner_count);
+            *out = self.one(ctx, &data, &base, (inner, inner_count))?;
         }
         Ok(output)
     }
 
-    fn one<T: Number>(&self, data: &[&[T]], base: &[usize], inner: &[usize], count: usize) -> T {
+    fn one<T: Number>(
+        &self,
+        ctx: &OpContext<'_>,
+        data: &[&[T]],
+        base: &[usize],
+        (inner, count): (&[usize], usize),
+    ) -> Result<T> {
         let mut at: SmallVec<[usize; 2]> = SmallVec::from_elem(0, data.len());
         let mut sum = T::zero();
         for flat in 0..count {
+            if flat % CHECK_EVERY == CHECK_EVERY - 1 {
+                ctx.control.check()?;
+            }
             self.offsets(flat, inner, self.output.len(), &mut at);
             let mut factors = data.iter().zip(base.iter().zip(&at)).map(|(d, (b, a))| d[b + a]);
             let first = factors.next().unwrap_or(T::zero());
             sum = sum.add(factors.fold(first, |product, factor| product.mul(factor)));
         }
-        sum
+        Ok(sum)
     }
 
     /// Offsets of position `flat` in the loops `sizes`, which start at `first`.
