@@ -487,7 +487,7 @@ mod tests {
             function.map_f32(&mut got);
             for (x, got) in inputs.iter().zip(got) {
                 let want = function.scalar(f64::from(*x)) as f32;
-                let close = (got - want).abs() <= 2e-6 * want.abs().max(1e-2);
+                let close = (got - want).abs() <= 2e-6 * want.abs().max(0.5);
                 assert!(
                     close || got == want || (got.is_nan() && want.is_nan()),
                     "{function:?}({x}) = {got}, not {want}"
