@@ -19,20 +19,17 @@ impl Operator for Range {
                 "Range takes three scalars of one type: {parts:?}"
             )));
         }
+        if matches!(dtype, DType::F16 | DType::BF16) {
+            return half_range(ctx, parts);
+        }
         let output = by_dtype!(dtype, [F32: f32, F64: f64, I64: i64, I32: i32, I16: i16], T => {
             let [start, limit, delta] = [
                 parts[0].as_slice::<T>()?[0],
                 parts[1].as_slice::<T>()?[0],
                 parts[2].as_slice::<T>()?[0],
             ];
-            if delta == T::default() {
-                return Err(Error::invalid("a delta of 0 never ends"));
-            }
-            let steps = ((limit as f64 - start as f64) / delta as f64).ceil().max(0.0);
-            if !(steps < (1u64 << 40) as f64) {
-                return Err(Error::limit(format!("a range of {steps} elements is too long")));
-            }
-            let mut output = ctx.allocate(dtype, &[steps as usize])?;
+            let count = range_len(start as f64, limit as f64, delta as f64)?;
+            let mut output = ctx.allocate(dtype, &[count])?;
             for (at, cell) in output.as_mut_slice::<T>()?.iter_mut().enumerate() {
                 *cell = <T as Ramp>::at(start, delta, at);
             }
@@ -40,6 +37,33 @@ impl Operator for Range {
         })?;
         Ok(smallvec![output.into()])
     }
+}
+
+fn range_len(start: f64, limit: f64, delta: f64) -> Result<usize> {
+    if delta == 0.0 {
+        return Err(Error::invalid("a delta of 0 never ends"));
+    }
+    let steps = ((limit - start) / delta).ceil().max(0.0);
+    if steps < (1u64 << 40) as f64 {
+        return Ok(steps as usize);
+    }
+    Err(Error::limit(format!("a range of {steps} elements is too long")))
+}
+
+/// Half floats count as floats do, and are rounded at the end.
+fn half_range(ctx: &OpContext<'_>, parts: [&Tensor; 3]) -> Result<Outputs> {
+    let dtype = parts[0].dtype();
+    let output = by_dtype!(dtype, [F16: mortise_types::f16, BF16: mortise_types::bf16], T => {
+        let read = |part: &Tensor| Ok::<_, Error>(part.as_slice::<T>()?[0].to_f32());
+        let (start, limit, delta) = (read(parts[0])?, read(parts[1])?, read(parts[2])?);
+        let count = range_len(f64::from(start), f64::from(limit), f64::from(delta))?;
+        let mut output = ctx.allocate(dtype, &[count])?;
+        for (at, cell) in output.as_mut_slice::<T>()?.iter_mut().enumerate() {
+            *cell = T::from_f32(start + at as f32 * delta);
+        }
+        Ok(output)
+    })?;
+    Ok(smallvec![output.into()])
 }
 
 trait Ramp {

@@ -458,3 +458,46 @@ impl<'a> Layout<'a> {
         Ok(self.placed[root])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(mode: Mode, value: f64, yes: usize, no: usize) -> RawNode {
+        RawNode { mode, feature: 0, value, missing_is_true: false, yes, no }
+    }
+
+    fn trees(nodes: Vec<RawNode>) -> RawTrees {
+        let weights = vec![(nodes.len() - 2, 0, 1.0), (nodes.len() - 1, 0, 2.0)];
+        RawTrees { nodes, roots: vec![0], weights, members: HashMap::new() }
+    }
+
+    #[test]
+    fn rows_in_step_end_at_the_leaves_of_rows_alone() {
+        let leaf = node(Mode::Leaf, 0.0, 0, 0);
+        for mode in [Mode::Leq, Mode::Lt, Mode::Gte, Mode::Gt, Mode::Neq] {
+            let raw = trees(vec![node(mode, 0.5, 1, 2), leaf, leaf]);
+            let forest = Forest::<f32>::new(&raw, 1, Aggregate::Sum).unwrap();
+            let values: Vec<f32> = (0..21).map(|at| at as f32 / 20.0).collect();
+            let together = forest.run(&values, 1, values.len());
+            for (row, value) in values.iter().enumerate() {
+                let alone = forest.run(&[*value], 1, 1);
+                assert_eq!(together.scores[row], alone.scores[0], "{mode:?} of {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn trees_that_go_round_are_refused() {
+        let leaf = node(Mode::Leaf, 0.0, 0, 0);
+        for nodes in [
+            vec![node(Mode::Leq, 0.0, 0, 1), leaf, leaf],
+            vec![node(Mode::Leq, 0.0, 1, 2), node(Mode::Leq, 0.0, 0, 2), leaf, leaf],
+            vec![node(Mode::Leq, 0.0, 1, 1), node(Mode::Leq, 0.0, 2, 3), leaf, leaf],
+        ] {
+            let result = Forest::<f32>::new(&trees(nodes), 1, Aggregate::Sum);
+            let message = result.err().map(|error| error.message().to_owned());
+            assert!(message.is_some_and(|message| message.contains("two parents")));
+        }
+    }
+}

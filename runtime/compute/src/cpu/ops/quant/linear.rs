@@ -128,7 +128,7 @@ impl Operator for Quantize {
 }
 
 /// Half floats are read as floats.
-fn float_values(tensor: &Tensor) -> Result<Cow<'_, [f32]>> {
+pub(super) fn float_values(tensor: &Tensor) -> Result<Cow<'_, [f32]>> {
     match tensor.dtype() {
         DType::F16 => {
             let halves = tensor.as_slice::<mortise_types::f16>()?;

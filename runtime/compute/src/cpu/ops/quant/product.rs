@@ -1,6 +1,6 @@
 //! Integer matrix products and convolutions.
 
-use super::linear::{quantized, whole};
+use super::linear::{float_values, quantized, whole};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::layout::{by_dtype, cells, dim, element_count};
 use crate::cpu::ops::window::{Window, WindowAttributes};
@@ -128,6 +128,9 @@ fn multiply_plainly(
     }
 }
 
+/// Most matrix products of one operator.
+const MAX_PRODUCTS: usize = 1 << 22;
+
 /// Stacks of matrices that broadcast against each other.
 struct Stack {
     shape: Shape,
@@ -157,6 +160,11 @@ impl Stack {
                 return Err(Error::invalid(format!("{a:?} and {b:?} do not broadcast")));
             }
             let both = if x == 1 { y } else { x };
+            if pairs.len().saturating_mul(both) > MAX_PRODUCTS {
+                return Err(Error::limit(format!(
+                    "{a:?} and {b:?} are over {MAX_PRODUCTS} products"
+                )));
+            }
             shape.push(both);
             let step = |count: usize, index: usize| if count == 1 { 0 } else { index };
             pairs = pairs
@@ -170,7 +178,7 @@ impl Stack {
         Ok(Self { shape, pairs, size: [rows, depth, columns] })
     }
 
-    /// The products, and where zero points of each row and column come from.
+    /// The products as 32-bit sums.
     fn run(
         &self,
         ctx: &OpContext<'_>,
@@ -229,11 +237,9 @@ struct Scales {
 
 impl Scales {
     fn new(inputs: &Inputs<'_>, positions: [usize; 3]) -> Result<Self> {
-        let read = |at: usize| inputs.tensor(positions[at])?.as_slice::<f32>();
-        match read(2)? {
-            [output] => {
-                Ok(Self { left: read(0)?.to_vec(), right: read(1)?.to_vec(), output: *output })
-            }
+        let read = |at: usize| Ok(float_values(inputs.tensor(positions[at])?)?.into_owned());
+        match read(2)?.as_slice() {
+            [output] => Ok(Self { left: read(0)?, right: read(1)?, output: *output }),
             _ => Err(Error::invalid("the output's scale must be one number")),
         }
     }

@@ -61,6 +61,9 @@ pub(super) struct Resize {
     positions: [Option<usize>; 3],
 }
 
+/// Further outside of the input than any kernel reaches.
+const FAR: f32 = (1u32 << 24) as f32;
+
 /// One axis of the way from input to output.
 #[derive(Clone, Copy)]
 struct Axis {
@@ -247,7 +250,8 @@ impl Resize {
     fn taps(&self, axis: &Axis) -> Taps {
         let mut taps = Taps { starts: vec![0], entries: Vec::new() };
         for x in 0..axis.new {
-            let at = self.original(axis, x);
+            // Far outside is as good as anywhere outside.
+            let at = self.original(axis, x).clamp(-FAR, axis.old as f32 + FAR);
             if self.antialias && axis.scale < 1.0 {
                 self.push_antialiased(&mut taps, axis, at);
             } else if self.mode == Mode::Linear {

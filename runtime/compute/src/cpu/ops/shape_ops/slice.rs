@@ -71,6 +71,9 @@ fn narrow(view: &mut View, along: usize, [start, end, step]: [i64; 3]) -> Result
     Ok(())
 }
 
+/// Most parts of a split; beyond it lie only mistakes.
+const MAX_PARTS: usize = 1 << 16;
+
 pub(super) struct Split {
     axis: i64,
     sizes: Option<Vec<i64>>,
@@ -115,7 +118,7 @@ impl Operator for Split {
             Some(count) => dim(count)?,
             None => ctx.output_count,
         };
-        if outputs == 0 || outputs < ctx.output_count {
+        if outputs == 0 || outputs < ctx.output_count || outputs > MAX_PARTS {
             return Err(Error::invalid(format!("num_outputs cannot be {outputs}")));
         }
         let mut view = View::of(input.shape());

@@ -113,13 +113,19 @@ impl TfIdfVectorizer {
     }
 
     /// Calls `found` with the number of every n-gram that occurs in a row.
-    fn scan(&self, row: &[Option<u32>], mut found: impl FnMut(usize)) {
+    fn scan(
+        &self,
+        ctx: &OpContext<'_>,
+        row: &[Option<u32>],
+        mut found: impl FnMut(usize),
+    ) -> Result<()> {
         let mut gram = Vec::with_capacity(self.longest.min(self.grams.len()));
         for length in self.shortest..=self.longest.min(self.grams.len()) {
             let known = &self.grams[length - 1];
             // A single word has no gaps to skip in.
             let most = if length == 1 { 0 } else { self.most_skipped.min(row.len()) };
             for step in 1..=most + 1 {
+                ctx.control.check()?;
                 let reach = (length - 1).saturating_mul(step);
                 for start in 0..row.len().saturating_sub(reach) {
                     gram.clear();
@@ -132,6 +138,7 @@ impl TfIdfVectorizer {
                 }
             }
         }
+        Ok(())
     }
 
     fn weigh(&self, column: usize, count: f32) -> f32 {
@@ -195,11 +202,10 @@ impl Operator for TfIdfVectorizer {
         let cells = output.as_mut_slice::<f32>()?;
         cells.fill(0.0);
         for row in 0..rows {
-            ctx.control.check()?;
             let line = &mut cells[row * self.width..(row + 1) * self.width];
-            self.scan(&numbers[row * length..(row + 1) * length], |gram| {
+            self.scan(ctx, &numbers[row * length..(row + 1) * length], |gram| {
                 line[self.columns[gram]] += 1.0;
-            });
+            })?;
             for (column, cell) in line.iter_mut().enumerate() {
                 *cell = self.weigh(column, *cell);
             }
