@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes ml-*.jsonl: single operators and small graphs with random inputs, and
-what onnxruntime answers. `runtime/compute/tests/golden_ml.rs` replays them.
+what onnxruntime answers. `runtime/compute/tests/golden.rs` replays them.
 
 Needs numpy, onnx and onnxruntime:
 
