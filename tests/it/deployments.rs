@@ -126,11 +126,11 @@ fn bad_names_are_refused() -> Result<()> {
 
 #[test]
 fn an_upload_over_the_limit_is_refused() -> Result<()> {
-    let config = "[deploy]\nmax_artifact_bytes = 10000\n".to_owned();
+    let config = "[deploy]\nmax_artifact_bytes = 1000000\n".to_owned();
     let server = Server::start_with(Options { config, ..Options::default() })?;
     let mut admin = server.admin()?;
     admin.deploy("sum", &sum(1.0))?;
-    let refused = admin.deploy_refused("sum", &Deployment::onnx(vec![0; 50_000]))?;
+    let refused = admin.deploy_refused("sum", &Deployment::onnx(vec![0; 3_000_000]))?;
     assert_eq!(refused.status, 413, "{refused}");
     ensure!(refused.message.contains("max_artifact_bytes"), "{refused}");
     assert_eq!(answer(&server)?, ("1".to_owned(), 1.0));

@@ -2,9 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -55,8 +57,15 @@ impl Server {
     pub fn start_with(options: Options) -> Result<Self> {
         let temporary = tempfile::Builder::new().prefix("mortise-test-").tempdir()?;
         let store = options.store.clone().unwrap_or_else(|| temporary.path().join("store"));
+        if !store.exists() {
+            warm::copy_into(&store)?;
+        }
+        Self::start_in(temporary, store, &options)
+    }
+
+    fn start_in(temporary: TempDir, store: PathBuf, options: &Options) -> Result<Self> {
         let config = temporary.path().join("mortise.toml");
-        std::fs::write(&config, on_free_ports(&options.config))?;
+        std::fs::write(&config, complete(&options.config))?;
         let start = Instant::now();
         let mut child = command(&config, &store, options.max_file_bytes)
             .stdout(Stdio::piped())
@@ -65,11 +74,15 @@ impl Server {
             .with_context(|| {
                 format!("start {}: run `cargo xtask build`", paths::mortise().display())
             })?;
-        let log = collect_log(&mut child)?;
+        let (log, collector) = collect_log(&mut child)?;
         let ready = match read_ready_line(&mut child) {
             Ok(ready) => ready,
             Err(error) => {
+                // What keeps running without getting ready would never be waited for.
+                child.kill()?;
                 let status = child.wait()?;
+                // A panic there would lose the log, and nothing else.
+                let _ = collector.join();
                 let log = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 bail!("the server did not get ready ({error}; {status}). Its log:\n{log}");
             }
@@ -157,17 +170,59 @@ impl Drop for Server {
     }
 }
 
-/// Adds the three addresses to the sections they belong to.
-fn on_free_ports(config: &str) -> String {
+/// What every server under test is told: to take free ports, and to be patient
+/// with the compiler, since several tests share two cores.
+const EVERYWHERE: [(&str, &str); 4] = [
+    ("http", "address = \"127.0.0.1:0\""),
+    ("metrics", "address = \"127.0.0.1:0\""),
+    ("admin", "address = \"127.0.0.1:0\""),
+    ("plugins", "compile_timeout_ms = 120000"),
+];
+
+/// Adds these lines to the sections they belong to.
+fn complete(config: &str) -> String {
     let mut text = config.to_owned();
-    for section in ["http", "metrics", "admin"] {
+    for (section, line) in EVERYWHERE {
         let header = format!("[{section}]");
         if !text.contains(&header) {
             text.push_str(&format!("\n{header}\n"));
         }
-        text = text.replace(&header, &format!("{header}\naddress = \"127.0.0.1:0\""));
+        text = text.replace(&header, &format!("{header}\n{line}"));
     }
     text
+}
+
+/// Compiled plugins for new stores, so that each test does not compile them
+/// again.
+mod warm {
+    use std::sync::OnceLock;
+
+    use super::*;
+    use crate::{Deployment, onnx};
+
+    pub(super) fn copy_into(store: &Path) -> Result<()> {
+        static CACHE: OnceLock<Result<TempDir, String>> = OnceLock::new();
+        let made = CACHE.get_or_init(|| make().map_err(|error| format!("{error:#}")));
+        let folder = made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let (from, to) = (folder.path().join("store/cache"), store.join("cache"));
+        std::fs::create_dir_all(&to)?;
+        for path in [store, &to] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o700))?;
+        }
+        for entry in std::fs::read_dir(from)? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+
+    fn make() -> Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        let store = folder.path().join("store");
+        let server = Server::start_in(tempfile::tempdir()?, store, &Options::default())?;
+        server.admin()?.deploy("sum", &Deployment::onnx(onnx::tagged_sum(1.0)))?;
+        Ok(folder)
+    }
 }
 
 fn command(config: &Path, store: &Path, max_file_bytes: Option<u64>) -> Command {
@@ -197,18 +252,18 @@ fn limit_file_size(command: &mut Command, bytes: u64) {
 }
 
 /// Reads standard error on a thread, so that the server never waits for us.
-fn collect_log(child: &mut Child) -> Result<Arc<Mutex<String>>> {
+fn collect_log(child: &mut Child) -> Result<(Arc<Mutex<String>>, JoinHandle<()>)> {
     let stderr = child.stderr.take().context("standard error was asked for")?;
     let log = Arc::new(Mutex::new(String::new()));
     let sink = log.clone();
-    std::thread::spawn(move || {
+    let collector = std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             let mut log = sink.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&line);
             log.push('\n');
         }
     });
-    Ok(log)
+    Ok((log, collector))
 }
 
 fn read_ready_line(child: &mut Child) -> Result<Value> {
@@ -230,12 +285,13 @@ fn read_ready_line(child: &mut Child) -> Result<Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::on_free_ports;
+    use super::complete;
 
     #[test]
     fn addresses_go_into_their_sections() {
-        let text = on_free_ports("[http]\nmax_body_bytes = 10\n");
+        let text = complete("[http]\nmax_body_bytes = 10\n");
         assert!(text.starts_with("[http]\naddress = \"127.0.0.1:0\"\nmax_body_bytes"), "{text}");
         assert_eq!(text.matches("address").count(), 3, "{text}");
+        assert!(text.ends_with("[plugins]\ncompile_timeout_ms = 120000\n"), "{text}");
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum Bench {
 /// Builds what the benchmark needs, runs it, and prints what it prints.
 pub(crate) fn run(workspace: &Workspace, what: Bench, args: &[String]) -> Result<()> {
     components::build_plugins(workspace)?;
-    if matches!(what, Bench::Swap | Bench::Plugin) {
+    if what == Bench::Plugin {
         components::build_guests(workspace)?;
     }
     workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run()?;
