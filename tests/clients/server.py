@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Patience with the compiler, since the checks run on busy machines too.
+CONFIG = "[plugins]\ncompile_timeout_ms = 120000\n"
 BINARY = os.environ.get("MORTISE_BIN", str(ROOT / "target/release/mortise"))
 
 
@@ -25,7 +27,9 @@ class Server:
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="mortise-check-")
         self.store = pathlib.Path(self.folder.name) / "store"
-        ports = ["--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
+        config = pathlib.Path(self.folder.name) / "mortise.toml"
+        config.write_text(CONFIG)
+        ports = ["--config", str(config), "--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
         self.log = open(pathlib.Path(self.folder.name) / "log", "w+")
         self.process = subprocess.Popen(
             [BINARY, self.command, "--store", str(self.store), *ports],
