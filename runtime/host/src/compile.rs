@@ -98,8 +98,8 @@ fn seconds_up(time: Duration) -> u64 {
 
 fn over_time(limits: &CompileLimits) -> Error {
     Error::limit(format!(
-        "compiling the plugin hit the limit compile.timeout = {:?}",
-        limits.timeout
+        "compiling the plugin hit the limit compile.timeout = {} ms",
+        limits.timeout.as_millis()
     ))
 }
 

@@ -100,12 +100,12 @@ impl Instance {
         };
         let lent = handles.iter().map(|handle| Resource::new_borrow(handle.rep())).collect();
         let result = self.call.call(&mut self.store, (lent,));
-        let outputs = self.settle(name, result)?;
+        // Also after an error: the instance may live on.
         self.take(|state| {
-            let outputs = outputs.into_iter().map(|handle| state.release(handle)).collect();
-            handles.into_iter().try_for_each(|handle| state.release(handle).map(drop))?;
-            outputs
-        })
+            handles.into_iter().try_for_each(|input| state.release(input).map(drop))
+        })?;
+        let outputs = self.settle(name, result)?;
+        self.take(|state| outputs.into_iter().map(|output| state.release(output)).collect())
     }
 
     fn begin_call(&mut self, control: &RunControl) {

@@ -31,7 +31,7 @@ mod worker;
 pub use config::{CompileLimits, HostConfig, WorkerCommand};
 pub use host::{Compiled, Host, Verified, World};
 pub use limits::PluginLimits;
-pub use measure::{Measurements, measure};
+pub use measure::{Measurements, Subjects, measure};
 pub use plugin::{LoadRequest, Plugin, PluginHealth, PluginPlan, PluginStats};
 pub use runner::{GraphRunner, PreparedGraph};
 pub use worker::compile_worker_main;

@@ -103,7 +103,7 @@ impl LimitHit {
     }
 
     pub(crate) fn time(name: &'static str, limit: Duration) -> Self {
-        Self { name, value: format!("{limit:?}") }
+        Self { name, value: format!("{} ms", limit.as_millis()) }
     }
 }
 

@@ -345,7 +345,7 @@ fn lower_priority() {
     // A refusal leaves the priority as it is.
     #[cfg(target_os = "linux")]
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::setpriority(libc::PRIO_PROCESS, 0, crate::worker::BACKGROUND_NICE);
     }
 }
 

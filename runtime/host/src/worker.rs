@@ -2,6 +2,10 @@ use crate::engine;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
+/// Niceness of work that must not take time from serving, and yet must end on
+/// a busy machine: about a tenth of a contended core.
+pub(crate) const BACKGROUND_NICE: libc::c_int = 10;
+
 /// What the server tells the worker before the component: two numbers, little
 /// endian.
 pub(crate) struct Header {
@@ -64,7 +68,7 @@ fn confine(limits: &Header) -> io::Result<()> {
     // SAFETY: both calls only change attributes of this process, and take
     // plain numbers.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::setpriority(libc::PRIO_PROCESS, 0, BACKGROUND_NICE);
         #[cfg(target_os = "linux")]
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
     }

@@ -38,7 +38,7 @@ fn assert_answers(case: &str, plugin: &Plugin) {
 fn a_call_that_misbehaves_fails_alone_and_says_why() {
     let name = "plugin \"evil\" of endpoint \"e\"";
     let cases = [
-        ("loop", LIMIT, "call_timeout = 300ms was hit"),
+        ("loop", LIMIT, "call_timeout = 300 ms was hit"),
         ("trap", FAILED, "trapped in predict (model world): it aborted"),
         ("stack-overflow", FAILED, "stack overflow"),
         ("memory-bomb", LIMIT, "memory_bytes = 33554432 was hit"),
@@ -48,14 +48,14 @@ fn a_call_that_misbehaves_fails_alone_and_says_why() {
         ("wrong-shape", FAILED, "\"y\" expects shape [-1], got [1, 1]"),
         ("wrong-dtype", FAILED, "\"y\" expects FP32, got INT64"),
         ("wrong-count", FAILED, "0 tensor(s) instead of 1"),
-        ("lying-length", ErrorKind::InvalidInput, "shape [2] takes 2 elements, got 1"),
-        ("huge-shape", ErrorKind::InvalidInput, "takes 18446744073709551616 elements, got 1"),
-        ("lying-offsets", ErrorKind::InvalidInput, "shape [3] takes 3 elements, got 1"),
+        ("lying-length", FAILED, "shape [2] takes 2 elements, got 1"),
+        ("huge-shape", FAILED, "[2147483648, 2147483648, 4] has too many elements"),
+        ("lying-offsets", FAILED, "shape [3] takes 3 elements, got 1"),
         ("panic", FAILED, "it logged: panicked at evil/src/lib.rs"),
         ("error-invalid", ErrorKind::InvalidInput, "x must be tame"),
         ("error-unsupported", ErrorKind::Unsupported, "wild x"),
         ("error-failed", FAILED, "out of luck"),
-        ("run-loop", LIMIT, "graph_timeout = 500ms was hit"),
+        ("run-loop", LIMIT, "graph_timeout = 500 ms was hit"),
     ];
     for (behave, kind, fragment) in cases {
         let plugin = evil(behave, limits()).unwrap_or_else(|error| panic!("{behave}: {error}"));
@@ -80,7 +80,7 @@ fn panics_carry_their_message() {
 fn a_load_that_misbehaves_says_why() {
     let cases = [
         ("panic-in-load", FAILED, "boom in load"),
-        ("loop-in-load", LIMIT, "load_timeout = 1s was hit"),
+        ("loop-in-load", LIMIT, "load_timeout = 1000 ms was hit"),
         ("memory-bomb-in-load", LIMIT, "memory_bytes = 33554432 was hit"),
         ("error-in-load", ErrorKind::InvalidInput, "this model is not to be loaded"),
         ("bad-signature", FAILED, "bad signature: two outputs are named \"y\""),
@@ -295,7 +295,7 @@ fn compiling_is_limited_in_time_and_memory() {
     let cases = [
         (
             CompileLimits { timeout: Duration::from_millis(300), ..Default::default() },
-            "timeout = 300ms",
+            "timeout = 300 ms",
         ),
         (CompileLimits { memory_bytes: 64 << 20, timeout: LONG }, "memory_bytes = 67108864"),
     ];

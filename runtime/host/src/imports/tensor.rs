@@ -3,7 +3,7 @@ use crate::bindings::tensor::{ByteStrings, Host, HostTensor};
 use crate::bindings::types::{self, Dtype};
 use crate::limits::Refusal;
 use crate::state::State;
-use mortise_types::{Bytes, DType, Element, Error, Strings, Tensor};
+use mortise_types::{Bytes, DType, Element, Error, ErrorKind, Strings, Tensor};
 use wasmtime::component::Resource;
 
 type Answer<T> = wasmtime::Result<Result<T, types::Error>>;
@@ -19,9 +19,11 @@ impl State {
         self.answer(list)
     }
 
+    /// A tensor that cannot be made is the plugin's fault, not its caller's.
     fn make(&mut self, build: impl FnOnce() -> Result<Tensor, Error>) -> Answer<Resource<Tensor>> {
         self.enter_host()?;
-        let held = build().map_err(Refusal::from).and_then(|tensor| self.hold(tensor));
+        let built = build().map_err(|error| error.with_kind(ErrorKind::PluginFailed));
+        let held = built.map_err(Refusal::from).and_then(|tensor| self.hold(tensor));
         self.answer(held)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 
 /// The component made from the guest crate `name`.
-pub fn component(name: &str) -> Vec<u8> {
+pub(crate) fn component(name: &str) -> Vec<u8> {
     let path = modules().join(format!("{name}.wasm"));
     let module = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     encode(&module)
@@ -16,7 +16,7 @@ pub fn component(name: &str) -> Vec<u8> {
 
 /// A model whose code takes long to compile: many functions, each a long chain
 /// of values that all stay alive.
-pub fn compile_bomb(functions: usize) -> Vec<u8> {
+pub(crate) fn compile_bomb(functions: usize) -> Vec<u8> {
     let locals = 300;
     let mut body = String::new();
     for step in 0..3000 {

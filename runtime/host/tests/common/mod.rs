@@ -1,6 +1,6 @@
 //! A host, and the guests that are loaded into it.
 
-pub mod guests;
+pub(crate) mod guests;
 
 use mortise_host::{
     Compiled, GraphRunner, Host, HostConfig, LoadRequest, Plugin, PluginLimits, PreparedGraph,
@@ -13,13 +13,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-pub fn config(cache_dir: &Path) -> HostConfig {
+pub(crate) fn config(cache_dir: &Path) -> HostConfig {
     let program = env!("CARGO_BIN_EXE_mortise-compile-worker").into();
     HostConfig::new(cache_dir, WorkerCommand { program, args: Vec::new() })
 }
 
 /// One host for all tests of the process.
-pub fn host() -> &'static Arc<Host> {
+pub(crate) fn host() -> &'static Arc<Host> {
     static HOST: OnceLock<(tempfile::TempDir, Arc<Host>)> = OnceLock::new();
     let start = || {
         let dir = tempfile::tempdir().unwrap();
@@ -30,7 +30,7 @@ pub fn host() -> &'static Arc<Host> {
 }
 
 /// A guest, compiled once.
-pub fn compiled(name: &'static str) -> Compiled {
+pub(crate) fn compiled(name: &'static str) -> Compiled {
     static COMPILED: Mutex<Option<HashMap<&str, Compiled>>> = Mutex::new(None);
     let mut compiled = COMPILED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let compile = || {
@@ -41,7 +41,7 @@ pub fn compiled(name: &'static str) -> Compiled {
 }
 
 /// Limits that are quick to hit.
-pub fn limits() -> PluginLimits {
+pub(crate) fn limits() -> PluginLimits {
     PluginLimits {
         call_timeout: Duration::from_millis(300),
         load_timeout: Duration::from_secs(1),
@@ -58,11 +58,11 @@ pub fn limits() -> PluginLimits {
     }
 }
 
-pub fn load(guest: &'static str, config: &str, limits: PluginLimits) -> Result<Arc<Plugin>> {
+pub(crate) fn load(guest: &'static str, config: &str, limits: PluginLimits) -> Result<Arc<Plugin>> {
     load_named(host(), &compiled(guest), guest, config, limits)
 }
 
-pub fn load_on(
+pub(crate) fn load_on(
     host: &Arc<Host>,
     compiled: &Compiled,
     config: &str,
@@ -90,15 +90,15 @@ fn load_named(
 }
 
 /// The guest `evil` with a behaviour for negative inputs.
-pub fn evil(behave: &str, limits: PluginLimits) -> Result<Arc<Plugin>> {
+pub(crate) fn evil(behave: &str, limits: PluginLimits) -> Result<Arc<Plugin>> {
     load("evil", &format!(r#"{{"behave":"{behave}","when":"negative"}}"#), limits)
 }
 
-pub fn tensor(values: &[f32]) -> Vec<Tensor> {
+pub(crate) fn tensor(values: &[f32]) -> Vec<Tensor> {
     vec![Tensor::from_vec(&[values.len()], values.to_vec()).unwrap()]
 }
 
-pub fn within(time: Duration) -> RunControl {
+pub(crate) fn within(time: Duration) -> RunControl {
     RunControl::new(Some(std::time::Instant::now() + time), 1_000_000)
 }
 
