@@ -85,8 +85,7 @@ mod tests {
 
     #[test]
     fn equal_graphs_are_compiled_once_and_let_go() {
-        let runner =
-            Runner::new(CpuDevice::new(CpuOptions { threads: 1 }), GraphLimits::default());
+        let runner = Runner::new(CpuDevice::new(CpuOptions { threads: 1 }), GraphLimits::default());
         let address = |graph: &Arc<dyn PreparedGraph>| Arc::as_ptr(graph).cast::<u8>();
         let first = runner.prepare(&relu_graph(), &Assets::default()).unwrap();
         let same = runner.prepare(&relu_graph(), &Assets::default()).unwrap();

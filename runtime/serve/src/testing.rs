@@ -4,8 +4,8 @@ use crate::revision::RevisionParts;
 use crate::stage::{CustomStage, Stage, StageRun};
 use mortise_host::{PluginHealth, PreparedGraph};
 use mortise_types::{
-    DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, Tensor, TensorSpec, ValueDef,
-    ValueId, ValueSource,
+    DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, Tensor, TensorSpec,
+    ValueDef, ValueId, ValueSource,
 };
 use std::any::Any;
 use std::sync::Arc;

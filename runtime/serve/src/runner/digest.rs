@@ -217,7 +217,8 @@ mod tests {
             (weighted(0), assets("b")),
             (weighted(4), assets("a")),
         ];
-        let digests: Vec<_> = variants.iter().map(|(def, files)| graph_digest(def, files)).collect();
+        let digests: Vec<_> =
+            variants.iter().map(|(def, files)| graph_digest(def, files)).collect();
         for (index, digest) in digests.iter().enumerate() {
             assert!(!digests[..index].contains(digest), "variant {index} collides");
         }
