@@ -386,8 +386,12 @@ pub(crate) fn files(version: &VersionInfo) -> Vec<String> {
     all.into_iter().cloned().collect()
 }
 
+/// Errors of a loaded plugin name it already.
 fn about(part: &PartInfo, error: Error) -> Error {
-    error.context(format_args!("plugin \"{}\"", part.plugin))
+    match error.message().starts_with("plugin \"") {
+        true => error,
+        false => error.context(format_args!("plugin \"{}\"", part.plugin)),
+    }
 }
 
 fn wrong_world(part: &PartInfo, is: World, wanted: World) -> Error {
