@@ -1,5 +1,5 @@
 use crate::runner::Prepared;
-use mortise_host::{Plugin, PluginHealth, PluginPlan, PreparedGraph};
+use mortise_host::{Plugin, PluginHealth, PluginPlan, PluginStats, PreparedGraph};
 use mortise_types::{Result, RunControl, Signature, Tensor};
 use std::sync::Arc;
 
@@ -30,6 +30,9 @@ pub trait CustomStage: Send + Sync {
     fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>>;
 
     fn health(&self) -> PluginHealth;
+
+    /// Counts since the plugin was loaded.
+    fn stats(&self) -> PluginStats;
 }
 
 impl CustomStage for Plugin {
@@ -39,6 +42,10 @@ impl CustomStage for Plugin {
 
     fn health(&self) -> PluginHealth {
         Plugin::health(self)
+    }
+
+    fn stats(&self) -> PluginStats {
+        Plugin::stats(self)
     }
 }
 
@@ -65,6 +72,14 @@ impl Stage {
         let StageRun::Direct(graph) = &self.run else { return 0 };
         let Ok(prepared) = graph.clone().as_any().downcast::<Prepared>() else { return 0 };
         prepared.memory_bytes()
+    }
+
+    /// Counts of a custom stage's plugin since it was loaded.
+    pub fn plugin_stats(&self) -> Option<PluginStats> {
+        match &self.run {
+            StageRun::Direct(_) => None,
+            StageRun::Custom(plugin) => Some(plugin.stats()),
+        }
     }
 
     pub(crate) fn execute(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {

@@ -2,7 +2,7 @@
 
 use crate::revision::RevisionParts;
 use crate::stage::{CustomStage, Stage, StageRun};
-use mortise_host::{PluginHealth, PreparedGraph};
+use mortise_host::{PluginHealth, PluginStats, PreparedGraph};
 use mortise_types::{
     DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, Tensor, TensorSpec,
     ValueDef, ValueId, ValueSource,
@@ -104,5 +104,9 @@ impl CustomStage for Fake {
 
     fn health(&self) -> PluginHealth {
         PluginHealth::Ready
+    }
+
+    fn stats(&self) -> PluginStats {
+        PluginStats::default()
     }
 }

@@ -5,7 +5,8 @@ use crate::control::{Handler, Reply, reply};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use mortise_serve::{Endpoint, LATENCY_BOUNDS_US, Readiness, StatsSnapshot};
+use mortise_host::PluginStats;
+use mortise_serve::{Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -49,6 +50,7 @@ fn render(app: &App) -> String {
     endpoint_gauges(&mut page, &rows);
     endpoint_counters(&mut page, &rows);
     latency(&mut page, &rows);
+    plugins(&mut page, &rows);
     page.0.push_str(&app.observer.render());
     page.0
 }
@@ -107,7 +109,53 @@ fn latency(page: &mut Page, rows: &[Row]) {
     }
 }
 
+/// What is read from a plugin's counts for one metric.
+type Reading = fn(&PluginStats) -> u64;
+
+const PLUGIN_METRICS: [(&str, &str, &str, Reading); 8] = [
+    ("mortise_plugin_instances", "gauge", "warm instances", |s| s.instances as u64),
+    ("mortise_plugin_instances_made_total", "counter", "instances made", |s| s.instances_made),
+    ("mortise_plugin_calls_total", "counter", "calls that reached an instance", |s| s.calls),
+    ("mortise_plugin_traps_total", "counter", "calls that ended in a trap", |s| s.traps),
+    ("mortise_plugin_timeouts_total", "counter", "calls that ran out of time", |s| s.timeouts),
+    ("mortise_plugin_refused_total", "counter", "calls without a free instance", |s| s.refused),
+    ("mortise_plugin_quarantines_total", "counter", "quarantines", |s| s.quarantines),
+    ("mortise_plugin_log_lines_dropped_total", "counter", "log lines dropped", |s| {
+        s.log_lines_dropped
+    }),
+];
+
+/// Counts of the custom plugins that are live; they start again at 0 with each
+/// revision.
+fn plugins(page: &mut Page, rows: &[Row]) {
+    let live: Vec<(String, PluginStats)> = rows.iter().flat_map(Row::plugins).collect();
+    for (name, kind, help, read) in PLUGIN_METRICS {
+        page.family(name, kind, help);
+        for (labels, stats) in &live {
+            page.line(name, labels, read(stats));
+        }
+    }
+    page.family("mortise_plugin_limits_hit_total", "counter", "limits hit by plugins");
+    for (labels, stats) in &live {
+        for (limit, count) in &stats.limits_hit {
+            let labels = format!("{labels},limit=\"{limit}\"");
+            page.line("mortise_plugin_limits_hit_total", &labels, count);
+        }
+    }
+}
+
 impl Row {
+    /// The labels and counts of each custom plugin of the live revision.
+    fn plugins(&self) -> Vec<(String, PluginStats)> {
+        let Some(revision) = self.endpoint.live() else { return Vec::new() };
+        let stages = revision.stages().iter().enumerate();
+        let of_stage = |(index, stage): (usize, &Stage)| {
+            let labels = format!("{},stage=\"{index}\"", self.labels());
+            Some((labels, stage.plugin_stats()?))
+        };
+        stages.filter_map(of_stage).collect()
+    }
+
     /// Names of endpoints hold no character that would need escaping.
     fn labels(&self) -> String {
         format!("endpoint=\"{}\"", self.endpoint.name())

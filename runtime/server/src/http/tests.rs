@@ -1,7 +1,7 @@
 //! The data plane over real sockets, with models that compute nothing much.
 
 use super::*;
-use mortise_host::PluginHealth;
+use mortise_host::{PluginHealth, PluginStats};
 use mortise_serve::{CustomStage, Revision, RevisionParts, ServeConfig, Stage, StageRun};
 use mortise_types::{DType, Error, RunControl, Signature, Tensor, TensorSpec};
 use std::io::{Read, Write};
@@ -32,6 +32,10 @@ impl CustomStage for Doubler {
                 retry_in: Duration::from_secs(1),
             },
         }
+    }
+
+    fn stats(&self) -> PluginStats {
+        PluginStats::default()
     }
 }
 
