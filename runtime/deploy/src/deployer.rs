@@ -495,7 +495,8 @@ impl Deployer {
     /// to whoever asked, and in the log.
     fn record(&self, audit: &AuditRecord, error: &Error) {
         let audit = AuditRecord { ok: false, detail: error.to_string(), ..audit.clone() };
-        tracing::warn!(action = audit.action, endpoint = audit.endpoint, %error, "a change to an endpoint failed");
+        let (action, endpoint) = (audit.action, &audit.endpoint);
+        tracing::warn!(action, endpoint, %error, "a change to an endpoint failed");
         if let Err(error) = self.ctx.store.append_audit(&audit) {
             tracing::error!(%error, "the audit log could not be written");
         }
