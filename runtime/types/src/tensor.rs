@@ -117,9 +117,9 @@ impl Tensor {
     /// Bytes that are not aligned for the element type are copied once.
     pub fn from_storage(dtype: DType, shape: &[usize], storage: Storage) -> Result<Self> {
         let count = element_count(shape)?;
-        let want = dtype
-            .byte_len(count)
-            .ok_or_else(|| Error::invalid(format!("{dtype} of shape {shape:?} has no byte size")))?;
+        let want = dtype.byte_len(count).ok_or_else(|| {
+            Error::invalid(format!("{dtype} of shape {shape:?} has no byte size"))
+        })?;
         if storage.len() != want {
             return Err(Error::invalid(format!(
                 "{dtype} of shape {shape:?} takes {want} bytes, got {}",
