@@ -34,9 +34,7 @@ pub(crate) struct Flavour {
 
 impl Engines {
     pub(crate) fn new(max_instances: u32) -> Result<Self> {
-        let mut config = config();
-        config.allocation_strategy(pooling(max_instances));
-        let pooled = Flavour::new(&config)?;
+        let pooled = Flavour::pooled(max_instances)?;
         let engines = Self { pooled, spare: Flavour::new(&self::config())? };
         start_ticker(&engines)?;
         Ok(engines)
@@ -51,6 +49,23 @@ impl Engines {
 }
 
 impl Flavour {
+    /// Reserves address space for `max_instances`, or for fewer where a limit
+    /// on the process (`ulimit -v`, a container's) does not allow as much.
+    fn pooled(max_instances: u32) -> Result<Self> {
+        let mut instances = max_instances.max(1);
+        loop {
+            let mut config = config();
+            config.allocation_strategy(pooling(instances));
+            match Self::new(&config) {
+                Err(error) if instances > 1 => {
+                    tracing::warn!("{error}; pooling {} instances instead", instances / 2);
+                    instances /= 2;
+                }
+                end => return end,
+            }
+        }
+    }
+
     fn new(config: &Config) -> Result<Self> {
         let start = || -> wasmtime::Result<Self> {
             let engine = Engine::new(config)?;

@@ -113,7 +113,9 @@ fn cause_of(error: &wasmtime::Error) -> String {
         Some(Trap::UnreachableCodeReached) => {
             "it aborted (an unreachable instruction: a panic or an explicit abort)".into()
         }
-        Some(Trap::MemoryOutOfBounds) => "memory access out of bounds".into(),
+        Some(Trap::MemoryOutOfBounds) => {
+            "memory access out of bounds, as with a bad pointer or a stack overflow".into()
+        }
         Some(trap) => trap.to_string(),
         None => format!("it broke the rules of the component model: {}", error.root_cause()),
     }

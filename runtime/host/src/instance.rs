@@ -1,5 +1,6 @@
 use crate::bindings::{Plan, call_of, export_of, types};
 use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT};
+use crate::engine::TICK;
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
 use crate::limits::Refusal;
@@ -199,10 +200,11 @@ fn at_epoch_deadline(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<
     }
 }
 
+/// At least one: a deadline of no ticks traps before the time is looked at.
 fn ticks(time: Duration) -> u64 {
-    let time = time.min(LONGEST_SLICE).as_micros();
-    // At least one: a deadline of no ticks traps before the time is looked at.
-    (time.div_ceil(crate::engine::TICK.as_micros()) as u64).max(1)
+    const { assert!(TICK.as_millis() == 1, "this counts milliseconds") };
+    let time = time.min(LONGEST_SLICE);
+    time.as_secs() * 1000 + u64::from(time.subsec_millis()) + 1
 }
 
 impl From<Error> for Failure {

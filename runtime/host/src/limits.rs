@@ -65,7 +65,7 @@ impl Default for PluginLimits {
         Self {
             call_timeout: Duration::from_secs(1),
             graph_timeout: Duration::from_secs(30),
-            load_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(60),
             memory_bytes: 256 << 20,
             table_elements: 100_000,
             max_handles: 10_000,

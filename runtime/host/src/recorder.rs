@@ -127,12 +127,12 @@ impl Recorder {
     /// Applies an operator in the innermost open body.
     pub(crate) fn op(&mut self, node: NewNode) -> Result<Vec<ValueId>> {
         let owner = self.innermost()?.id;
+        self.room_for_values(node.output_count as usize)?;
         let inputs = self.visible_inputs(&node)?;
         self.check_attributes(&node, owner)?;
         let nodes = sum("max_graph_nodes", self.node_count, 1, self.limits.max_graph_nodes)?;
         let words = self.words_with(words_of(&node))?;
         let constants = self.constants_with_attributes(&node)?;
-        self.room_for_values(node.output_count as usize)?;
 
         (self.node_count, self.attribute_bytes, self.constant_bytes) = (nodes, words, constants);
         let outputs = (0..node.output_count)
@@ -463,16 +463,16 @@ mod tests {
         assert_eq!(message(r.op(node("B", &[]))), hit("max_graph_nodes", 1));
 
         let mut r = recorder(|limits| limits.max_graph_values = 2);
-        let many = NewNode { output_count: u32::MAX, ..node("A", &[]) };
+        let many = NewNode { output_count: 3, ..node("A", &[]) };
         assert_eq!(message(r.op(many)), hit("max_graph_values", 2));
-        assert_eq!(message(r.begin_subgraph(u32::MAX)), hit("max_graph_values", 2));
+        assert_eq!(message(r.begin_subgraph(3)), hit("max_graph_values", 2));
 
         let mut r = recorder(|limits| limits.max_graph_nesting = 1);
         r.begin_subgraph(0).unwrap();
         assert_eq!(message(r.begin_subgraph(0)), hit("max_graph_nesting", 1));
 
         let mut r = recorder(|limits| limits.max_graph_attribute_bytes = 100);
-        let wordy = NewNode { output_count: u32::MAX, name: "n".repeat(99), ..node("A", &[]) };
+        let wordy = NewNode { output_count: 2, name: "n".repeat(99), ..node("A", &[]) };
         assert_eq!(message(r.op(wordy)), hit("max_graph_attribute_bytes", 100));
 
         let mut r = recorder(|limits| limits.max_graph_constant_bytes = 7);

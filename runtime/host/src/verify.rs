@@ -292,8 +292,9 @@ mod tests {
                     (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0))
                 (core instance $i (instantiate $m))
                 (func $f async (param "config" string)
-                    (canon lift (core func $i "f") async (callback (func $i "cb"))
-                        (memory $i "memory") (realloc (func $i "realloc"))))
+                    (canon lift (core func $i "f") async (callback (core func $i "cb"))
+                        (memory (core memory $i "memory"))
+                        (realloc (core func $i "realloc"))))
                 (instance $api (export "load" (func $f)))
                 (export "mortise:plugin/model-api@0.1.0" (instance $api)))"#,
         );
