@@ -3,12 +3,11 @@
 //! is missing. Version `n` answers `x + n`, so every answer names its version.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mortise_tests::{Deployment, Options, Server, infer, onnx};
+use mortise_tests::admin::Part;
+use mortise_tests::{Deployment, Options, Server, infer, onnx, paths};
 use serde_json::{Value, json};
 
 use crate::report;
@@ -17,21 +16,23 @@ const ENDPOINT: &str = "counter";
 /// Never touched after its first deployment.
 const NEIGHBOUR: &str = "neighbour";
 
-/// When to kill: in this stage, as the server reports it; while uploading; or as
-/// soon as the deployment is acknowledged.
-const MOMENTS: [&str; 8] = [
-    "uploading",
-    "uploaded",
-    "verified",
-    "compiled",
-    "self_tested",
-    "warmed",
-    "live",
-    "acknowledged",
+/// When to kill: at most this long after the server reported the stage, after
+/// uploading began, or after the deployment was acknowledged. Each is about as
+/// long as the stage takes.
+const MOMENTS: [(&str, Duration); 8] = [
+    ("uploading", Duration::from_millis(3)),
+    ("uploaded", Duration::from_micros(200)),
+    ("verified", Duration::from_millis(4)),
+    ("compiled", Duration::from_millis(200)),
+    ("self_tested", Duration::from_millis(5)),
+    ("warmed", Duration::from_micros(500)),
+    ("live", Duration::ZERO),
+    ("acknowledged", Duration::from_millis(1)),
 ];
 
-/// The most that a kill comes after its moment; stages are shorter than this.
-const MAX_DELAY_US: u64 = 3_000;
+/// Turns of the loop in the model: some milliseconds for one answer, so that
+/// testing and warming up can be hit.
+const TURNS: i64 = 3_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -61,8 +62,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     server.admin()?.deploy(ENDPOINT, &deployment(1))?;
     let (mut tally, mut live) = (Tally::default(), 1);
     for kill in 0..args.kills {
-        let moment = MOMENTS[kill % MOMENTS.len()];
-        let delay = Duration::from_micros(random.u64(0..MAX_DELAY_US));
+        let (moment, longest) = MOMENTS[kill % MOMENTS.len()];
+        let delay = longest.mul_f64(random.f64());
         let next = next_version(&server)?;
         let attempt = deploy_and_kill(&mut server, next, moment, delay)?;
         *tally.by_stage.entry(attempt.stage).or_default() += 1;
@@ -87,11 +88,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Version `version`, with a self-test of several examples.
 fn deployment(version: u64) -> Deployment {
-    let answer = version as f64 + 0.5;
-    let tests =
-        format!("[[example]]\ninputs = {{ x = [[0.5]] }}\noutputs = {{ y = [[{answer:?}]] }}\n");
-    Deployment::onnx(onnx::tagged_sum(version as f32)).version(version).tests(&tests)
+    let example = |x: f64| {
+        let y = x + version as f64;
+        format!("[[example]]\ninputs = {{ x = [[{x:?}]] }}\noutputs = {{ y = [[{y:?}]] }}\n")
+    };
+    let tests: String = [0.0, 0.25, 0.5, 1.0].map(example).concat();
+    let model = onnx::slow_tagged_sum(version as f32, TURNS);
+    Deployment::onnx(model).version(version).tests(&tests)
+}
+
+/// The same with a plugin that the server has not seen before and has to verify
+/// and compile: our own, with a custom section of its own.
+fn with_new_plugin(mut deployment: Deployment, version: u64) -> Result<Deployment> {
+    let mut component = std::fs::read(paths::plugin("onnx"))?;
+    let name = format!("v{version}");
+    let length = u8::try_from(name.len()).context("a short name")?;
+    component.extend_from_slice(&[0, length + 1, length]);
+    component.extend_from_slice(name.as_bytes());
+    let uploaded = Part::uploaded("onnx-again", component);
+    deployment.plugin = Part { assets: deployment.plugin.assets, ..uploaded };
+    Ok(deployment)
 }
 
 /// A number that no version of the endpoint has, also none that a kill left
@@ -118,41 +136,51 @@ fn deploy_and_kill(
     moment: &str,
     delay: Duration,
 ) -> Result<Attempt> {
+    let mut deployment = deployment(version);
+    if matches!(moment, "verified" | "compiled") {
+        deployment = with_new_plugin(deployment, version)?;
+    }
     let mut admin = server.admin()?;
-    let deployment = deployment(version);
-    let (events, inbox) = mpsc::channel::<String>();
-    let started = Arc::new(AtomicBool::new(false));
-    let flag = started.clone();
-    let client = std::thread::spawn(move || {
-        flag.store(true, Ordering::Release);
-        let mut tell = |stage: &str| drop(events.send(stage.to_owned()));
-        let result = admin.try_deploy(ENDPOINT, &deployment, &mut tell);
-        if matches!(result, Ok(Ok(_))) {
-            tell("acknowledged");
-        }
-    });
-    while !started.load(Ordering::Acquire) {
-        std::hint::spin_loop();
-    }
+    let killer = Killer { pid: server.pid(), delay };
     let mut stage = "uploading".to_owned();
-    while stage != moment {
-        match inbox.recv() {
-            Ok(next) => stage = next,
-            Err(_) => break,
+    let result = std::thread::scope(|scope| {
+        if moment == "uploading" {
+            scope.spawn(|| killer.kill());
         }
+        admin.try_deploy(ENDPOINT, &deployment, &mut |entered| {
+            stage = entered.to_owned();
+            if stage == moment {
+                killer.kill();
+            }
+        })
+    });
+    // A failed deployment would make every later check pass for nothing.
+    if let Ok(Err(refusal)) = &result {
+        anyhow::bail!("version {version} was refused: {refusal}");
     }
-    let due = Instant::now() + delay;
-    while Instant::now() < due {
-        std::hint::spin_loop();
+    let acknowledged = result.is_ok();
+    if acknowledged {
+        stage = "acknowledged".to_owned();
+        killer.kill();
     }
     server.kill()?;
-    // Joining ends the channel, so everything that was heard is in the inbox.
-    client.join().map_err(|_| anyhow::anyhow!("the deploying client panicked"))?;
-    if let Some(last) = inbox.try_iter().last() {
-        stage = last;
-    }
-    let acknowledged = stage == "acknowledged";
     Ok(Attempt { stage, acknowledged })
+}
+
+struct Killer {
+    pid: u32,
+    delay: Duration,
+}
+
+impl Killer {
+    fn kill(&self) {
+        let due = Instant::now() + self.delay;
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
+        // SAFETY: sends a signal; the child is not waited for before this returns.
+        unsafe { libc::kill(self.pid as libc::pid_t, libc::SIGKILL) };
+    }
 }
 
 /// The version that serves, after checking that everything about it agrees.

@@ -39,6 +39,8 @@ fn main() -> Result<()> {
     let limit = Duration::from_secs(args.seconds);
     // Panics are findings, printed below with the input; not twice.
     panic::set_hook(Box::new(|_| {}));
+    // First: a server inherits the limit that the rest of this process gets.
+    let deploy = deployments(seeds::onnx()?, seed, limit);
     limit_memory()?;
     let wire = |input: &[u8]| {
         mortise_wire::fuzz_decode(input);
@@ -53,7 +55,7 @@ fn main() -> Result<()> {
     let results = [
         ("wire", in_process("wire", seeds::wire(), seed, limit, wire)),
         ("onnx", in_process("onnx", seeds::onnx()?, seed, limit, onnx)),
-        ("deploy", deployments(seeds::onnx()?, seed, limit)),
+        ("deploy", deploy),
     ];
     for (name, result) in &results {
         match result {

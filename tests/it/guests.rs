@@ -125,7 +125,7 @@ const IN_LOAD: &[(&str, u16, &[&str])] = &[
     ("memory-bomb-in-load", 500, &["evil", "memory"]),
     ("error-in-load", 400, &["this model is not to be loaded"]),
     ("bad-signature", 500, &["evil"]),
-    ("missing-asset", 404, &["model"]),
+    ("missing-asset", 400, &["no asset \"model\""]),
     ("fold-bomb", 500, &[]),
     ("node-bomb", 500, &[]),
     ("nesting-bomb", 500, &[]),

@@ -215,13 +215,13 @@ pub fn tagged_sum(tag: f32) -> Vec<u8> {
 /// A model whose constants take `products` multiplications of square matrices
 /// of this size to compute, all of it while it is loaded.
 pub fn slow_to_load(size: i64, products: usize) -> Vec<u8> {
+    let value = tensor("", FLOAT, &[1], &(1.0 / size as f32).to_le_bytes());
+    let value = Message::default().text(1, "value").message(5, &value).int(20, 4);
     let graph = Graph::default()
         .input("x", &[-1, 1])
         .output("y", &[-1, 1])
         .int64s("shape", &[2], &[size, size])
-        .floats("scale", &[1], &[1.0 / size as f32])
-        .node("ConstantOfShape", &["shape"], &["zeros"])
-        .node("Add", &["zeros", "scale"], &["m0"]);
+        .node_with("ConstantOfShape", &["shape"], &["m0"], &[value]);
     let names: Vec<String> = (0..=products).map(|index| format!("m{index}")).collect();
     let graph = names
         .windows(2)
@@ -229,6 +229,28 @@ pub fn slow_to_load(size: i64, products: usize) -> Vec<u8> {
     graph
         .node_with("ReduceMax", &[&names[products]], &["top"], &[int_attribute("keepdims", 0)])
         .node("Add", &["x", "top"], &["y"])
+        .model()
+}
+
+/// `y = x + tag` as [`tagged_sum`], by way of a loop of this many turns, so that
+/// every run takes its time.
+pub fn slow_tagged_sum(tag: f32, turns: i64) -> Vec<u8> {
+    let body = Graph::default()
+        .input_int64("i")
+        .input_bool("go_in")
+        .input("v_in", &[-1, 1])
+        .floats("nothing", &[1], &[0.0])
+        .node("Identity", &["go_in"], &["go_out"])
+        .node("Add", &["v_in", "nothing"], &["v_out"])
+        .output_bool("go_out")
+        .output("v_out", &[-1, 1]);
+    Graph::default()
+        .input("x", &[-1, 1])
+        .output("y", &[-1, 1])
+        .int64s("turns", &[], &[turns])
+        .floats("tag", &[1], &[tag])
+        .node_with("Loop", &["turns", "", "x"], &["v"], &[graph_attribute("body", &body)])
+        .node("Add", &["v", "tag"], &["y"])
         .model()
 }
 

@@ -4,16 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-/// The niceness that lasts: the least that a thread can ask for without
-/// `SCHED_IDLE`, whose threads may not run at all on a busy machine, so that a
-/// deployment would never end.
-const LOWEST_PRIORITY: libc::c_int = 19;
+/// The niceness that lasts: about a tenth of a contended core. Much less, and a
+/// large model would hit its time limits on a busy machine and never go live.
+const LOW_PRIORITY: libc::c_int = 10;
 
 /// How often the waiting thread looks at the CPU time of the working one.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Runs `work` on a thread of its own and waits for it. Once it has used
-/// `ordinary_cpu` of CPU time, the thread gets the lowest priority: short work
+/// `ordinary_cpu` of CPU time, the thread gets a low priority: short work
 /// is not starved by the requests of a busy machine, and long work does not
 /// slow them. A process cannot raise a priority that it lowered, hence a thread
 /// for each piece of work.
@@ -89,7 +88,7 @@ impl Worker {
     fn lower_priority(&self) {
         // SAFETY: no pointers; on Linux this sets the niceness of one thread.
         let failed =
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, self.thread_id, LOWEST_PRIORITY) } != 0;
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, self.thread_id, LOW_PRIORITY) } != 0;
         if failed {
             tracing::debug!("the priority of a background thread could not be lowered");
         }
@@ -141,7 +140,7 @@ mod tests {
             run("test", Duration::from_millis(20), work).unwrap()
         };
         assert_eq!(after(Duration::ZERO), before);
-        assert_eq!(after(Duration::from_millis(200)), LOWEST_PRIORITY);
+        assert_eq!(after(Duration::from_millis(200)), LOW_PRIORITY);
         assert_eq!(niceness(), before);
     }
 

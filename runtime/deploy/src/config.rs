@@ -71,7 +71,7 @@ pub struct DeployLimits {
     /// reported as stuck. Default 60 s.
     pub drain_timeout: Duration,
     /// CPU time a deployment may take at ordinary priority; what takes longer
-    /// goes on at the lowest. Small swaps stay quick on a busy machine, and
+    /// goes on at a low one. Small swaps stay quick on a busy machine, and
     /// slow loads disturb nobody. Default 5 ms.
     pub ordinary_priority_cpu: Duration,
 }

@@ -14,7 +14,8 @@ pub struct GraphLimits {
     pub max_loop_iterations: u64,
     /// Bytes of all weights. Default 8 GiB.
     pub max_weight_bytes: u64,
-    /// Time that planning may take, constant folding included. Default 10 s.
+    /// Time that planning may take, constant folding included; a deployment may have little of a busy
+    /// machine. Default 60 s.
     pub max_plan_time: std::time::Duration,
 }
 
@@ -27,7 +28,7 @@ impl Default for GraphLimits {
             max_arena_bytes: 1 << 30,
             max_loop_iterations: 1_000_000,
             max_weight_bytes: 8 << 30,
-            max_plan_time: std::time::Duration::from_secs(10),
+            max_plan_time: std::time::Duration::from_secs(60),
         }
     }
 }

@@ -15,10 +15,11 @@ struct Effort {
     fuzz_seconds: u32,
     kills: u32,
     swaps: u32,
+    stall_rounds: u32,
 }
 
-const QUICK: Effort = Effort { fuzz_seconds: 20, kills: 20, swaps: 100 };
-const SOAK: Effort = Effort { fuzz_seconds: 600, kills: 200, swaps: 1_000 };
+const QUICK: Effort = Effort { fuzz_seconds: 20, kills: 20, swaps: 100, stall_rounds: 1 };
+const SOAK: Effort = Effort { fuzz_seconds: 600, kills: 200, swaps: 1_000, stall_rounds: 5 };
 
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
@@ -157,7 +158,9 @@ fn build_binaries(plan: &Plan) -> Result<Counts> {
 }
 
 fn clippy(plan: &Plan) -> Result<Counts> {
-    const ARGS: &[&str] = &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    // In release, so that build scripts and macros are those of the build.
+    const ARGS: &[&str] =
+        &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     one(plan.workspace.cargo(ARGS).run())
 }
 

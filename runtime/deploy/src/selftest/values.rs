@@ -49,7 +49,10 @@ fn flatten<'a>(
 ) -> Result<()> {
     let Value::Array(items) = value else {
         return match shape.len() == depth {
-            true => Ok(leaves.push(value)),
+            true => {
+                leaves.push(value);
+                Ok(())
+            }
             false => Err(Error::invalid("some rows are nested deeper than others")),
         };
     };

@@ -66,14 +66,14 @@ impl Store {
     /// Every endpoint by name, with its live revision.
     pub(crate) fn endpoints(&self) -> Result<Vec<StoredEndpoint>> {
         let filter = "WHERE r.number = e.live ORDER BY e.name";
-        self.select(filter, [], |row| stored_endpoint(row))
+        self.select(filter, [], stored_endpoint)
     }
 
     /// # Errors
     /// `NotFound` when there is no such endpoint.
     pub(crate) fn endpoint(&self, name: &str) -> Result<StoredEndpoint> {
         let filter = "WHERE e.name = ?1 AND r.number = e.live";
-        let found = self.select(filter, [name], |row| stored_endpoint(row))?;
+        let found = self.select(filter, [name], stored_endpoint)?;
         found.into_iter().next().ok_or_else(|| {
             Error::not_found(format!(
                 "there is no endpoint \"{name}\"; `mortise status` lists those there are"

@@ -126,6 +126,7 @@ impl PreparedGraph for Graph {
         &self.signature
     }
 
+    #[expect(clippy::while_immutable_condition, reason = "only the deadline ends it")]
     fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
         while self.endless {
             control.check()?;

@@ -116,7 +116,7 @@ section! {
         /// Time that the host spends running graphs for one call.
         graph_timeout_ms: u64 = 30_000,
         /// Time for loading one instance, building its graph included.
-        load_timeout_ms: u64 = 30_000,
+        load_timeout_ms: u64 = 60_000,
         /// Linear memory of one instance.
         memory_bytes: u64 = 256 << 20,
         /// Elements over all function tables of one instance.

@@ -214,8 +214,8 @@ impl ProductShape {
 
     /// One right-hand side for all of the batch makes one tall product.
     fn fold_batch_into_rows(&mut self, elements: usize) {
-        if self.depth > 0 {
-            self.rows = elements / self.depth;
+        if let Some(rows) = elements.checked_div(self.depth) {
+            self.rows = rows;
             self.batch = Default::default();
         }
     }

@@ -352,6 +352,7 @@ fn couple(decisions: &[f32], sigmoids: &[(f32, f32)], probabilities: &mut [f32])
     let pairs = (0..classes).flat_map(|i| (i + 1..classes).map(move |j| (i, j)));
     for ((i, j), (&decision, &(slope, offset))) in pairs.zip(decisions.iter().zip(sigmoids)) {
         let probability = 1.0 - logistic(decision * slope + offset);
+        #[expect(clippy::manual_clamp, reason = "a NaN becomes the lower bound")]
         let probability = probability.max(CLAMP).min(1.0 - CLAMP);
         pairwise[i * classes + j] = probability;
         pairwise[j * classes + i] = 1.0 - probability;

@@ -125,9 +125,7 @@ fn max_planes<T: Element + Copy>(
         let mut best: Option<(usize, T)> = None;
         for source in sources {
             let value = input[plane * walk.plane_len + source];
-            // `value == value` fails for NaN, which then replaces the best.
-            let larger = best.is_none_or(|(_, best)| !(value <= best) && best == best);
-            if larger {
+            if best.is_none_or(|(_, best)| replaces(value, best)) {
                 best = Some((source, value));
             }
         }
@@ -140,6 +138,15 @@ fn max_planes<T: Element + Copy>(
         }
         Ok(())
     })
+}
+
+/// Whether `value` is larger than `best`, a NaN being larger than anything.
+fn replaces<T: Element>(value: T, best: T) -> bool {
+    match value.partial_cmp(&best) {
+        Some(order) => order.is_gt(),
+        // One of them is NaN: if it is the best already, it stays.
+        None => best.partial_cmp(&best).is_some(),
+    }
 }
 
 struct AveragePool {

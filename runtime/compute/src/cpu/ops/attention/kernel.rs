@@ -83,6 +83,9 @@ pub(crate) enum Mask {
     },
 }
 
+/// Whether a key is hidden: `(batch, query, key)`.
+type Masked<'a> = Box<dyn Fn(usize, usize, usize) -> bool + 'a>;
+
 impl Mask {
     /// The masks of `com.microsoft`: lengths, or flags of keys.
     pub(crate) fn of_keys(
@@ -145,12 +148,7 @@ impl Mask {
     }
 
     /// Whether a key is masked for a query.
-    fn masked(
-        &self,
-        batch: usize,
-        queries: usize,
-        keys: usize,
-    ) -> Result<Box<dyn Fn(usize, usize, usize) -> bool + '_>> {
+    fn masked(&self, batch: usize, queries: usize, keys: usize) -> Result<Masked<'_>> {
         let wrong = || Error::invalid("the attention mask does not fit the scores");
         match self {
             Self::Keys { lengths, .. } if lengths.len() == batch => {
