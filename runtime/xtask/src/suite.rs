@@ -197,7 +197,9 @@ fn crash(plan: &Plan) -> Result<Counts> {
 
 fn swap(plan: &Plan) -> Result<Counts> {
     let swaps = plan.effort.swaps.to_string();
-    let result = bench::measure(plan.workspace, bench::Bench::Swap, &["--swaps", &swaps])?;
+    let rounds = plan.effort.stall_rounds.to_string();
+    let args = ["--swaps", &swaps, "--rounds", &rounds];
+    let result = bench::measure(plan.workspace, bench::Bench::Swap, &args)?;
     expect_zero(&result, &["failed", "mixed_versions"])
 }
 
