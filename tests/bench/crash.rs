@@ -30,10 +30,6 @@ const MOMENTS: [(&str, Duration); 8] = [
     ("acknowledged", Duration::from_millis(1)),
 ];
 
-/// Turns of the loop in the model: some milliseconds for one answer, so that
-/// testing and warming up can be hit.
-const TURNS: i64 = 3_000;
-
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[arg(long, default_value_t = 200)]
@@ -95,7 +91,7 @@ fn deployment(version: u64) -> Deployment {
         format!("[[example]]\ninputs = {{ x = [[{x:?}]] }}\noutputs = {{ y = [[{y:?}]] }}\n")
     };
     let tests: String = [0.0, 0.25, 0.5, 1.0].map(example).concat();
-    let model = onnx::slow_tagged_sum(version as f32, TURNS);
+    let model = onnx::tagged_sum(version as f32);
     Deployment::onnx(model).version(version).tests(&tests)
 }
 

@@ -232,28 +232,6 @@ pub fn slow_to_load(size: i64, products: usize) -> Vec<u8> {
         .model()
 }
 
-/// `y = x + tag` as [`tagged_sum`], by way of a loop of this many turns, so that
-/// every run takes its time.
-pub fn slow_tagged_sum(tag: f32, turns: i64) -> Vec<u8> {
-    let body = Graph::default()
-        .input_int64("i")
-        .input_bool("go_in")
-        .input("v_in", &[-1, 1])
-        .floats("nothing", &[1], &[0.0])
-        .node("Identity", &["go_in"], &["go_out"])
-        .node("Add", &["v_in", "nothing"], &["v_out"])
-        .output_bool("go_out")
-        .output("v_out", &[-1, 1]);
-    Graph::default()
-        .input("x", &[-1, 1])
-        .output("y", &[-1, 1])
-        .int64s("turns", &[], &[turns])
-        .floats("tag", &[1], &[tag])
-        .node_with("Loop", &["turns", "", "x"], &["v"], &[graph_attribute("body", &body)])
-        .node("Add", &["v", "tag"], &["y"])
-        .model()
-}
-
 /// A loop without a trip count whose condition stays true.
 pub fn endless_loop() -> Vec<u8> {
     let body = Graph::default()
