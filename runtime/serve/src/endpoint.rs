@@ -1,6 +1,7 @@
 use crate::admission::{Admission, Budget, Permit};
 use crate::revision::Revision;
 use crate::stats::{Stats, StatsSnapshot};
+use crate::version_stats::VersionStatsSnapshot;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mortise_host::PluginHealth;
 use mortise_types::{Error, Result};
@@ -59,6 +60,11 @@ impl Endpoint {
 
     pub fn stats(&self) -> StatsSnapshot {
         self.stats.snapshot(self.requests.used())
+    }
+
+    /// Statistics of each version that answers now.
+    pub fn version_stats(&self) -> Vec<VersionStatsSnapshot> {
+        self.live().iter().map(|revision| revision.stats_snapshot()).collect()
     }
 
     /// The revision for one request.

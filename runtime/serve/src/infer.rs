@@ -3,12 +3,15 @@ use crate::endpoint::Endpoint;
 use crate::pool::Job;
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
+use crate::version_stats::{Execution, Timings};
 use mortise_types::{Clock, Error, Result, RunControl, Tensor};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// One request for an inference.
+/// One request for an inference. `..InferCall::default()` fills in what a
+/// protocol does not have.
+#[derive(Default)]
 pub struct InferCall<'a> {
     pub endpoint: &'a str,
     /// As it stands in the request; `None` for the live version.
@@ -16,9 +19,34 @@ pub struct InferCall<'a> {
     pub inputs: Vec<(String, Tensor)>,
     /// Names of the outputs to answer with, in that order; `None` for all.
     pub outputs: Option<Vec<String>>,
-    /// Counted from the arrival of the request; `None` for the server's
-    /// default.
+    /// When its first byte came; `None` for now. Timeouts count from it.
+    pub arrived: Option<Instant>,
+    /// The latest time for the answer; `None` for the server's default.
     pub deadline: Option<Instant>,
+    /// The client's own timeout, which counts when it is the earlier one.
+    pub timeout: Option<Duration>,
+    /// 1 is the highest; 0 takes the endpoint's default.
+    pub priority: u64,
+    /// The sequence that the request belongs to, of a model that keeps state.
+    pub sequence: Option<SequenceStep>,
+    /// Whose rate limit the request counts against: an API key or an address.
+    pub client_key: Option<&'a str>,
+}
+
+/// A request's place in a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SequenceStep {
+    pub id: SequenceId,
+    /// First request of the sequence.
+    pub start: bool,
+    /// Last request of the sequence.
+    pub end: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SequenceId {
+    Number(u64),
+    Text(String),
 }
 
 /// The answer to an [`InferCall`].
@@ -27,15 +55,6 @@ pub struct InferAnswer {
     pub revision: Arc<Revision>,
     pub outputs: Vec<(String, Tensor)>,
     pub timings: Timings,
-}
-
-/// Where the time of a request went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// Waiting for a thread.
-    pub queue: Duration,
-    /// Running transforms and model.
-    pub run: Duration,
 }
 
 impl Registry {
@@ -52,39 +71,74 @@ impl Registry {
             .endpoint(call.endpoint)
             .ok_or_else(|| Error::not_found(format!("unknown model \"{}\"", call.endpoint)))?;
         let recording = endpoint.stats.begin();
-        let started = self.config.clock.now();
-        let outcome = self.infer_on(&endpoint, call).await;
+        let now = self.config.clock.now();
+        let arrived = call.arrived.unwrap_or(now);
+        let outcome = match endpoint.current(call.version) {
+            Ok(revision) => self.infer_on(&endpoint, revision, call, arrived).await,
+            Err(error) => Err(error),
+        };
         match &outcome {
-            Ok(_) => recording.succeeded(self.config.clock.now() - started),
+            Ok(_) => recording.succeeded(self.config.clock.now() - now),
             Err(error) => recording.failed(error.kind()),
         }
         outcome
     }
 
-    async fn infer_on(&self, endpoint: &Endpoint, call: InferCall<'_>) -> Result<InferAnswer> {
-        let revision = endpoint.current(call.version)?;
+    async fn infer_on(
+        &self,
+        endpoint: &Endpoint,
+        revision: Arc<Revision>,
+        call: InferCall<'_>,
+        arrived: Instant,
+    ) -> Result<InferAnswer> {
+        let outcome = self.run_on(endpoint, &revision, call, arrived).await;
+        let took = self.config.clock.now().saturating_duration_since(arrived);
+        match outcome {
+            Ok(answered) => {
+                revision.stats.succeeded(answered.rows, took, &answered.timings);
+                let Answered { outputs, timings, .. } = answered;
+                Ok(InferAnswer { outputs, timings, revision })
+            }
+            Err(error) => {
+                revision.stats.failed(took);
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_on(
+        &self,
+        endpoint: &Endpoint,
+        revision: &Arc<Revision>,
+        call: InferCall<'_>,
+        arrived: Instant,
+    ) -> Result<Answered> {
+        let deadline = self.deadline(&call, arrived);
         let selection = revision.select(call.outputs.as_deref())?;
         let inputs = revision.bind(call.inputs)?;
-        let input_bytes = byte_len(&inputs);
-        let permit = self.admit(endpoint, &revision, input_bytes)?;
+        let (input_bytes, rows) = (byte_len(&inputs), revision.row_count(&inputs));
+        let permit = self.admit(endpoint, revision, input_bytes)?;
         let now = self.config.clock.now();
-        let deadline = call.deadline.unwrap_or(now + self.config.default_timeout);
         let control = RunControl::new(Some(deadline), self.config.max_loop_iterations);
-        let done = match self.place(&revision, input_bytes) {
-            Place::Here => {
-                let run = Run { revision: revision.clone(), inputs, control, permit };
-                run.execute(now, &*self.config.clock)
-            }
+        let run = Run { revision: revision.clone(), inputs, control, permit };
+        let done = match self.place(revision, input_bytes) {
+            Place::Here => run.execute(now, &*self.config.clock),
             Place::Pool(pool) => {
-                let run = Run { revision: revision.clone(), inputs, control, permit };
                 let (reply, answer) = oneshot::channel();
                 let clock = self.config.clock.clone();
                 pool.submit(endpoint.lane, RunJob { run, queued_at: now, clock, reply });
                 wait(answer, deadline).await?
             }
         };
-        let outputs = revision.name_outputs(done.outputs?);
-        Ok(InferAnswer { outputs: pick(outputs, selection), timings: done.timings, revision })
+        let outputs = pick(revision.name_outputs(done.outputs?), selection);
+        Ok(Answered { outputs, timings: done.timings, rows })
+    }
+
+    /// The earliest of the protocol's, the client's and the server's.
+    fn deadline(&self, call: &InferCall<'_>, arrived: Instant) -> Instant {
+        let latest = call.deadline.unwrap_or(arrived + self.config.default_timeout);
+        let own = call.timeout.and_then(|timeout| arrived.checked_add(timeout));
+        own.map_or(latest, |own| own.min(latest))
     }
 
     /// Makes room by dropping abandoned work before it refuses.
@@ -114,6 +168,13 @@ enum Place<'a> {
     Pool(&'a crate::pool::WorkerPool<RunJob>),
 }
 
+/// What a revision answered.
+struct Answered {
+    outputs: Vec<(String, Tensor)>,
+    timings: Timings,
+    rows: u64,
+}
+
 /// A request that has been admitted.
 struct Run {
     revision: Arc<Revision>,
@@ -135,12 +196,17 @@ impl Run {
         let now = clock.now();
         let queue = now.saturating_duration_since(queued_at);
         let is_late = self.control.deadline().is_some_and(|deadline| now >= deadline);
-        let (outputs, run) = match is_late {
+        let rows = self.revision.row_count(&self.inputs);
+        let (outputs, compute_infer) = match is_late {
             true => (Err(late()), Duration::ZERO),
             false => self.revision.run(self.inputs, &self.control),
         };
+        let timings = Timings { queue, compute_infer, ..Timings::default() };
+        if outputs.is_ok() {
+            self.revision.stats.executed(&Execution { rows, timings });
+        }
         drop(self.permit);
-        Done { outputs, timings: Timings { queue, run } }
+        Done { outputs, timings }
     }
 }
 

@@ -17,13 +17,15 @@ mod stage;
 mod stats;
 #[cfg(test)]
 mod testing;
+mod version_stats;
 
 pub use config::ServeConfig;
 pub use endpoint::{Endpoint, Readiness};
-pub use infer::{InferAnswer, InferCall, Timings};
+pub use infer::{InferAnswer, InferCall, SequenceId, SequenceStep};
 pub use reaper::{Drain, Draining};
 pub use registry::Registry;
 pub use revision::{Revision, RevisionParts};
 pub use runner::Runner;
 pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};
+pub use version_stats::{BatchStats, DurationCount, Timings, VersionStatsSnapshot};

@@ -18,7 +18,7 @@ fn registry(max_endpoint_requests: usize) -> Arc<Registry> {
 
 fn call(endpoint: &str) -> InferCall<'_> {
     let inputs = inputs(&[("x", &[1.0])]);
-    InferCall { endpoint, version: None, inputs, outputs: None, deadline: None }
+    InferCall { endpoint, inputs, ..InferCall::default() }
 }
 
 fn values(answer: &InferAnswer) -> Vec<f32> {

@@ -1,7 +1,8 @@
 use crate::service_time::ServiceTime;
 use crate::stage::Stage;
+use crate::version_stats::{VersionStats, VersionStatsSnapshot};
 use mortise_host::PluginHealth;
-use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec};
+use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +20,7 @@ pub struct Revision {
     /// The slot of each input of the signature.
     input_slots: Vec<usize>,
     service_time: ServiceTime,
+    pub(crate) stats: VersionStats,
 }
 
 /// What a revision is made of.
@@ -69,6 +71,7 @@ impl Revision {
             slot_count: wiring.slot_count,
             input_slots: wiring.input_slots,
             service_time: ServiceTime::default(),
+            stats: VersionStats::default(),
             parts,
         })
     }
@@ -134,6 +137,15 @@ impl Revision {
         self.service_time.predict(input_bytes)
     }
 
+    /// Statistics since the revision went live.
+    pub fn stats_snapshot(&self) -> VersionStatsSnapshot {
+        VersionStatsSnapshot {
+            version: self.version(),
+            revision: self.number(),
+            ..self.stats.snapshot()
+        }
+    }
+
     /// The first stage that is in quarantine, with the reason.
     pub(crate) fn quarantine(&self) -> Option<(&str, PluginHealth)> {
         self.parts.stages.iter().find_map(|stage| match stage.health() {
@@ -171,6 +183,16 @@ impl Revision {
             Error::invalid(format!("missing input \"{name}\"; the model takes {}", list(specs)))
         };
         slots.into_iter().enumerate().map(|(at, slot)| slot.ok_or_else(|| missing(at))).collect()
+    }
+
+    /// Rows of inputs in the signature's order: dimension 0 of the first, where
+    /// that may vary.
+    pub(crate) fn row_count(&self, inputs: &[Tensor]) -> u64 {
+        let varies = self.signature.inputs.first().and_then(|spec| spec.shape.first());
+        match (varies, inputs.first().and_then(|tensor| tensor.shape().first())) {
+            (Some(&VARIABLE), Some(&rows)) => rows as u64,
+            _ => 1,
+        }
     }
 
     /// Positions of the outputs that were asked for; all, in order, for `None`.

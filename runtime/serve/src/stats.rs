@@ -10,7 +10,7 @@ pub const LATENCY_BOUNDS_US: [u64; 16] = [
 ];
 
 /// Every kind of failure, in the order in which they are counted.
-const KINDS: [ErrorKind; 12] = [
+const KINDS: [ErrorKind; 13] = [
     ErrorKind::InvalidInput,
     ErrorKind::NotFound,
     ErrorKind::Unsupported,
@@ -18,6 +18,7 @@ const KINDS: [ErrorKind; 12] = [
     ErrorKind::Forbidden,
     ErrorKind::Conflict,
     ErrorKind::Overloaded,
+    ErrorKind::RateLimited,
     ErrorKind::NotReady,
     ErrorKind::Deadline,
     ErrorKind::LimitExceeded,

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 /// What a caller can do about an [`Error`]. HTTP and gRPC statuses are derived
 /// from it in one place in `mortise-server`.
@@ -19,6 +20,8 @@ pub enum ErrorKind {
     Conflict,
     /// A queue, pool or memory budget is full; try again later.
     Overloaded,
+    /// A client or an endpoint is over the rate that it may have.
+    RateLimited,
     /// The model exists but cannot answer now (loading, quarantined, draining).
     NotReady,
     /// The deadline passed before an answer was ready.
@@ -39,6 +42,7 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
+    retry_after: Option<Duration>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -54,7 +58,7 @@ macro_rules! constructors {
 
 impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into() }))
+        Self(Box::new(Inner { kind, message: message.into(), retry_after: None }))
     }
 
     constructors! {
@@ -65,6 +69,7 @@ impl Error {
         forbidden => Forbidden,
         conflict => Conflict,
         overloaded => Overloaded,
+        rate_limited => RateLimited,
         not_ready => NotReady,
         deadline => Deadline,
         limit => LimitExceeded,
@@ -78,6 +83,18 @@ impl Error {
 
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// When another try makes sense, where that is known better than by kind.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The same error, saying when another try makes sense.
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.0.retry_after = Some(after);
+        self
     }
 
     /// Puts `prefix: ` before the message, keeping the kind.

@@ -5,9 +5,9 @@ use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
-use mortise_serve::{InferAnswer, InferCall, Revision};
+use mortise_serve::{InferAnswer, InferCall, Revision, SequenceId, SequenceStep};
 use mortise_types::{Error, Result, Signature, Tensor};
-use mortise_wire::{Encoded, InferReply, InferRequest, decode_infer, encode_infer};
+use mortise_wire::{Encoded, InferReply, InferRequest, Sequence, decode_infer, encode_infer};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -71,16 +71,23 @@ async fn respond(
         version,
         inputs: inputs.into_iter().map(|input| (input.name, input.tensor)).collect(),
         outputs: outputs.map(|list| list.iter().map(|output| output.name.clone()).collect()),
-        deadline: Some(deadline(arrived, latest, &request)),
+        arrived: Some(arrived),
+        deadline: Some(latest),
+        timeout: request.timeout,
+        priority: request.priority,
+        sequence: request.sequence.take().map(sequence_step),
+        client_key: None,
     };
     let answer = plane.registry.infer(call).await?;
     encode(name, answer, request).await
 }
 
-/// The client's own timeout counts when it is the earlier one.
-fn deadline(arrived: Instant, latest: Instant, request: &InferRequest) -> Instant {
-    let asked = request.timeout.and_then(|timeout| arrived.checked_add(timeout));
-    asked.map_or(latest, |asked| asked.min(latest))
+fn sequence_step(sequence: Sequence) -> SequenceStep {
+    let id = match sequence.id {
+        mortise_wire::SequenceId::Number(number) => SequenceId::Number(number),
+        mortise_wire::SequenceId::Text(text) => SequenceId::Text(text),
+    };
+    SequenceStep { id, start: sequence.start, end: sequence.end }
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {

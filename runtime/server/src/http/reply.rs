@@ -1,4 +1,4 @@
-use crate::status::{http_status, retry_after_s};
+use crate::status::{error_retry_after_s, http_status, retry_after_s};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
@@ -90,19 +90,19 @@ pub(super) fn done() -> Reply {
 /// 503 with a body of its own.
 pub(super) fn unavailable(body: Bytes) -> Reply {
     let mut reply = with_status(http_status(ErrorKind::NotReady), body);
-    add_retry_after(&mut reply, ErrorKind::NotReady);
+    add_retry_after(&mut reply, retry_after_s(ErrorKind::NotReady));
     reply
 }
 
 pub(super) fn error(error: &Error) -> Reply {
     let mut reply = with_status(http_status(error.kind()), error_body(error.message()));
-    add_retry_after(&mut reply, error.kind());
+    add_retry_after(&mut reply, error_retry_after_s(error));
     reply
 }
 
-fn add_retry_after(reply: &mut Reply, kind: ErrorKind) {
-    if let Some(seconds) = retry_after_s(kind) {
-        reply.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+fn add_retry_after(reply: &mut Reply, seconds: Option<u64>) {
+    if let Some(seconds) = seconds {
+        reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
 }
 
