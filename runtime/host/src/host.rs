@@ -27,10 +27,6 @@ pub enum World {
     Model,
     /// Exports `transform-api`: `load` and `apply`.
     Transform,
-    /// Exports `router-api`: `configure`, `route`, `learn` and `install`.
-    Router,
-    /// Exports `strategy-api`: `begin` and `evaluate`.
-    Strategy,
 }
 
 impl fmt::Display for World {
@@ -38,8 +34,6 @@ impl fmt::Display for World {
         f.write_str(match self {
             World::Model => "model",
             World::Transform => "transform",
-            World::Router => "router",
-            World::Strategy => "strategy",
         })
     }
 }

@@ -13,12 +13,16 @@ pub struct Observer {
     exporter: PrometheusHandle,
 }
 
-/// Counters of the data plane's listener.
+/// Counters of the data plane's listener. Clones count together.
+#[derive(Clone)]
 pub struct HttpCounters {
     connections: Gauge,
     accepted: Counter,
     refused_accepts: Counter,
     connection_waits: Counter,
+    timed_out: Counter,
+    evicted: Counter,
+    failed_handshakes: Counter,
     request_body_bytes: Counter,
     response_body_bytes: Counter,
     /// One for each of [`STATUSES`], and one for all others.
@@ -26,9 +30,10 @@ pub struct HttpCounters {
 }
 
 /// The statuses that are counted by name.
-const STATUSES: [(u16, &str); 11] = [
+const STATUSES: [(u16, &str); 12] = [
     (200, "200"),
     (400, "400"),
+    (401, "401"),
     (403, "403"),
     (404, "404"),
     (405, "405"),
@@ -69,6 +74,15 @@ impl HttpCounters {
             "mortise_http_connection_waits_total",
             "times that http.max_connections kept a connection waiting"
         );
+        describe_counter!(
+            "mortise_http_connections_timed_out_total",
+            "connections closed for http.header_timeout_ms or http.idle_timeout_ms"
+        );
+        describe_counter!(
+            "mortise_http_connections_evicted_total",
+            "idle connections closed to make room for others"
+        );
+        describe_counter!("mortise_http_tls_handshakes_failed_total", "TLS handshakes that failed");
         describe_counter!("mortise_http_request_body_bytes_total", "bodies read, decompressed");
         describe_counter!("mortise_http_response_body_bytes_total", "bodies of infer replies");
         describe_counter!("mortise_http_responses_total", "responses by status");
@@ -78,6 +92,9 @@ impl HttpCounters {
             accepted: counter!("mortise_http_accepted_total"),
             refused_accepts: counter!("mortise_http_accept_errors_total"),
             connection_waits: counter!("mortise_http_connection_waits_total"),
+            timed_out: counter!("mortise_http_connections_timed_out_total"),
+            evicted: counter!("mortise_http_connections_evicted_total"),
+            failed_handshakes: counter!("mortise_http_tls_handshakes_failed_total"),
             request_body_bytes: counter!("mortise_http_request_body_bytes_total"),
             response_body_bytes: counter!("mortise_http_response_body_bytes_total"),
             responses: STATUSES.iter().map(|row| row.1).chain(["other"]).map(by_status).collect(),
@@ -97,6 +114,18 @@ impl HttpCounters {
 
     pub fn connection_waited(&self) {
         self.connection_waits.increment(1);
+    }
+
+    pub fn connections_timed_out(&self, count: u64) {
+        self.timed_out.increment(count);
+    }
+
+    pub fn connections_evicted(&self, count: u64) {
+        self.evicted.increment(count);
+    }
+
+    pub fn handshake_failed(&self) {
+        self.failed_handshakes.increment(1);
     }
 
     pub fn body_read(&self, bytes: usize) {

@@ -1,4 +1,7 @@
+use crate::auth::ApiKeys;
 use crate::config::Resolved;
+use crate::net::Tls;
+use anyhow::Result;
 use mortise_deploy::Deployer;
 use mortise_observe::Observer;
 use mortise_serve::Registry;
@@ -12,13 +15,28 @@ pub(crate) struct App {
     pub(crate) deployer: Arc<Deployer>,
     pub(crate) config: Resolved,
     pub(crate) observer: Arc<Observer>,
+    pub(crate) keys: Option<Arc<ApiKeys>>,
+    pub(crate) tls: Option<Arc<Tls>>,
     draining: AtomicBool,
 }
 
 impl App {
-    pub(crate) fn new(registry: Arc<Registry>, deployer: Arc<Deployer>, config: Resolved) -> Self {
-        let observer = Arc::new(Observer::new());
-        Self { registry, deployer, config, observer, draining: AtomicBool::new(false) }
+    /// # Errors
+    /// When certificates or API keys are configured and cannot be used.
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        deployer: Arc<Deployer>,
+        config: Resolved,
+    ) -> Result<Self> {
+        Ok(Self {
+            registry,
+            deployer,
+            observer: Arc::new(Observer::new()),
+            keys: config.api_keys.clone().map(ApiKeys::load).transpose()?,
+            tls: config.tls.clone().map(Tls::load).transpose()?,
+            config,
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Whether the server takes requests: it does from the moment it listens

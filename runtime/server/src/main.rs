@@ -2,6 +2,7 @@
 
 mod admin;
 mod app;
+mod auth;
 mod cli;
 mod config;
 mod control;
@@ -9,6 +10,8 @@ mod demo;
 mod embedded;
 mod http;
 mod metrics;
+mod net;
+mod reload;
 mod serve;
 mod status;
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
         Command::CompilePlugin => return mortise_host::compile_worker_main(),
         Command::Serve(args) => run_server(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Keys(args) => cli::keys::run(&args),
         command => cli::run(command),
     };
     match outcome {

@@ -6,7 +6,7 @@ use crate::cli::client::ADMIN_FILE;
 use crate::config::Resolved;
 use crate::control;
 use crate::metrics::Metrics;
-use crate::{embedded, http};
+use crate::{embedded, http, reload};
 use anyhow::{Context, Result};
 use mortise_deploy::{DeployConfig, Deployer, lower_priority};
 use mortise_host::{Host, HostConfig, WorkerCommand};
@@ -84,11 +84,13 @@ where
     tasks.spawn(control::serve(listeners.admin, admin, shutdown.clone()));
     let metrics = Arc::new(Metrics { app: app.clone() });
     tasks.spawn(control::serve(listeners.metrics, metrics, shutdown));
+    let reloading = tokio::spawn(reload::watch(app.tls.clone(), app.keys.clone()));
 
     println!("{}", running.ready_line());
     let beside = tokio::spawn(on_ready(running));
     stop.recv().await;
     beside.abort();
+    reloading.abort();
     tracing::info!("stopping: no new requests; those under way may finish");
     app.start_draining();
     trigger.stop();
@@ -119,7 +121,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             observer: stages,
             ..DeployConfig::new(config.store_dir.clone(), host(&config)?, registry.clone())
         })?;
-        Ok(Arc::new(App::new(registry, deployer, config)))
+        Ok(Arc::new(App::new(registry, deployer, config)?))
     };
     tokio::task::spawn_blocking(open).await.context("opening the store broke down")?
 }

@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Gc(GcArgs),
     /// Show who changed what, newest first.
     Audit(AuditArgs),
+    /// Add and remove API keys of the data plane.
+    Keys(KeysArgs),
     /// Compile a component from stdin to stdout, within limits.
     #[command(name = "__compile-plugin", hide = true)]
     CompilePlugin,
@@ -104,6 +106,35 @@ pub(crate) struct DemoArgs {
     pub(crate) store: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise keys add mobile-app --file keys.txt     # prints the key, once
+  mortise keys remove mobile-app --file keys.txt
+
+A running server with [auth] api_keys = \"keys.txt\" notices within a second.")]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) action: KeysAction,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KeysAction {
+    /// Make a key for a client, print it, and keep its digest.
+    Add(KeyArgs),
+    /// Remove a client's key.
+    Remove(KeyArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct KeyArgs {
+    /// The client's name, as rate limits and logs call it.
+    pub(crate) name: String,
+    /// The file that `auth.api_keys` names.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// How to reach the server.

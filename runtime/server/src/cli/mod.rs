@@ -5,6 +5,7 @@ pub(crate) mod args;
 pub(crate) mod client;
 pub(crate) mod deploy;
 mod error;
+pub(crate) mod keys;
 mod predict;
 mod show;
 
@@ -30,7 +31,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Gc(args) => show::gc(&args),
         Command::Audit(args) => show::audit(&args),
         // `main` runs these without a client.
-        Command::Serve(_) | Command::Demo(_) | Command::CompilePlugin => Ok(()),
+        Command::Serve(_) | Command::Demo(_) | Command::Keys(_) | Command::CompilePlugin => Ok(()),
     }
 }
 

@@ -40,6 +40,8 @@ struct SectionDocs {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Raw {
     pub(crate) http: Http,
+    pub(crate) tls: Tls,
+    pub(crate) auth: Auth,
     pub(crate) metrics: Metrics,
     pub(crate) admin: Admin,
     pub(crate) serving: Serving,
@@ -57,12 +59,46 @@ section! {
         max_body_bytes: u64 = 64 << 20,
         /// Time for one request, from its first byte to the answer.
         request_timeout_ms: u64 = 30_000,
+        /// Largest head of a request: its line and its headers.
+        max_header_bytes: u64 = 32 << 10,
+        /// Bytes that the bodies of all requests being received may hold together;
+        /// requests beyond it are refused. Bodies that come in one piece do not
+        /// count: connections bound them.
+        max_buffered_body_bytes: u64 = 512 << 20,
         /// Time to receive the headers of a request.
         header_timeout_ms: u64 = 10_000,
-        /// Connections open at once; more wait to be accepted.
+        /// How long a connection is kept without a request, and while a reply is
+        /// not taken.
+        idle_timeout_ms: u64 = 120_000,
+        /// Connections open at once; more wait to be accepted, and the one that
+        /// has been idle the longest, but a second at least, is closed for them.
         max_connections: u64 = 4_096,
         /// Whether clients may load and unload models on the data port.
         repository_control: bool = false,
+    }
+}
+
+section! {
+    /// TLS of the data plane. Replaced files are taken within a second, without
+    /// a restart.
+    Tls {
+        /// The certificate and those that it was signed with, PEM; with `key` it
+        /// switches TLS on.
+        certificate: String = String::new(),
+        /// The certificate's private key, PEM.
+        key: String = String::new(),
+        /// Certificates of authorities, PEM: clients must then show a certificate
+        /// that one of them signed.
+        client_ca: String = String::new(),
+    }
+}
+
+section! {
+    /// Who may use the data plane.
+    Auth {
+        /// File of API keys, as `mortise keys add` writes it; without one, everybody
+        /// may. Health checks never need a key.
+        api_keys: String = String::new(),
     }
 }
 
@@ -195,6 +231,9 @@ section! {
     Server {
         /// Threads that handle connections; 0 for one a core.
         worker_threads: u64 = 0,
+        /// After the server was told to stop: how long it still takes connections,
+        /// not ready any more, so that clients learn to go elsewhere.
+        drain_delay_ms: u64 = 500,
         /// Time for requests under way when the server is told to stop.
         shutdown_timeout_ms: u64 = 30_000,
         /// What is logged to stderr, as in `info` or `mortise_host=debug,info`.
@@ -213,6 +252,8 @@ impl Raw {
     pub(crate) fn to_documented_toml(&self) -> String {
         let sections = [
             ("http", Http::DOCS),
+            ("tls", Tls::DOCS),
+            ("auth", Auth::DOCS),
             ("metrics", Metrics::DOCS),
             ("admin", Admin::DOCS),
             ("serving", Serving::DOCS),

@@ -4,7 +4,7 @@ use mortise_deploy::DeployLimits;
 use mortise_host::{CompileLimits, PluginLimits};
 use mortise_serve::ServeConfig;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The settings as the server uses them: checked once, with units in types.
@@ -12,6 +12,9 @@ use std::time::Duration;
 pub(crate) struct Resolved {
     pub(crate) store_dir: PathBuf,
     pub(crate) http: HttpSettings,
+    pub(crate) tls: Option<TlsSettings>,
+    /// File of the clients that may use the data plane; everybody without one.
+    pub(crate) api_keys: Option<PathBuf>,
     pub(crate) metrics_address: SocketAddr,
     pub(crate) admin: AdminSettings,
     pub(crate) serving: ServeConfig,
@@ -31,9 +34,48 @@ pub(crate) struct HttpSettings {
     pub(crate) max_body_bytes: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) header_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    /// Largest head of a request.
+    pub(crate) max_header_bytes: usize,
+    /// What the bodies of all requests being received may hold together.
+    pub(crate) max_buffered_body_bytes: usize,
     pub(crate) max_connections: usize,
+    /// How long connections are still taken when the server stops.
+    pub(crate) drain_delay: Duration,
     /// Whether load and unload work on the data port.
     pub(crate) repository_control: bool,
+}
+
+/// TLS of the data plane.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsSettings {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    /// Who signs the certificates of clients, when they need one.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// # Errors
+    /// When only some of the files that belong together are given.
+    fn new(raw: &raw::Tls) -> Result<Option<Self>> {
+        match (raw.certificate.as_str(), raw.key.as_str()) {
+            ("", "") if raw.client_ca.is_empty() => Ok(None),
+            ("", _) => bail!("TLS needs tls.certificate as well: the PEM file of the certificate"),
+            (_, "") => bail!("TLS needs tls.key as well: the PEM file of the private key"),
+            (certificate, key) => Ok(Some(Self {
+                certificate: certificate.into(),
+                key: key.into(),
+                client_ca: path(&raw.client_ca),
+            })),
+        }
+    }
+
+    /// Every file that is read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let own = [self.certificate.as_path(), self.key.as_path()];
+        own.into_iter().chain(self.client_ca.as_deref())
+    }
 }
 
 /// The admin API.
@@ -91,9 +133,15 @@ impl Resolved {
                 max_body_bytes: raw.http.max_body_bytes as usize,
                 request_timeout: Duration::from_millis(raw.http.request_timeout_ms),
                 header_timeout: Duration::from_millis(raw.http.header_timeout_ms),
+                idle_timeout: Duration::from_millis(raw.http.idle_timeout_ms),
+                max_header_bytes: raw.http.max_header_bytes as usize,
+                max_buffered_body_bytes: raw.http.max_buffered_body_bytes as usize,
                 max_connections: raw.http.max_connections as usize,
+                drain_delay: Duration::from_millis(raw.server.drain_delay_ms),
                 repository_control: raw.http.repository_control,
             },
+            tls: TlsSettings::new(&raw.tls)?,
+            api_keys: path(&raw.auth.api_keys),
             metrics_address: address("metrics.address", &raw.metrics.address)?,
             admin: AdminSettings {
                 address: address("admin.address", &raw.admin.address)?,
@@ -176,6 +224,11 @@ fn deploy(raw: &Raw) -> DeployLimits {
     }
 }
 
+/// A file that may be left out.
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| text.into())
+}
+
 fn or_cores(threads: u64) -> usize {
     match threads {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
@@ -196,6 +249,9 @@ fn refuse_zeros(raw: &Raw) -> Result<()> {
         ("http.max_body_bytes", raw.http.max_body_bytes),
         ("http.request_timeout_ms", raw.http.request_timeout_ms),
         ("http.header_timeout_ms", raw.http.header_timeout_ms),
+        ("http.idle_timeout_ms", raw.http.idle_timeout_ms),
+        ("http.max_header_bytes", raw.http.max_header_bytes),
+        ("http.max_buffered_body_bytes", raw.http.max_buffered_body_bytes),
         ("http.max_connections", raw.http.max_connections),
         ("admin.max_pending_uploads", raw.admin.max_pending_uploads),
         ("serving.max_endpoint_requests", raw.serving.max_endpoint_requests),

@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use mortise_types::{Error, Result};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -17,6 +18,46 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Work on more bytes than this leaves the thread that serves connections:
 /// about a tenth of a millisecond of decoding.
 const LARGE_BYTES: usize = 64 * 1024;
+
+/// What bodies of requests being received hold together, with a bound.
+pub(super) struct BodyBudget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl BodyBudget {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), limit })
+    }
+}
+
+/// Part of a [`BodyBudget`], given back on drop.
+struct BodyShare<'a> {
+    budget: &'a BodyBudget,
+    bytes: usize,
+}
+
+impl BodyShare<'_> {
+    /// # Errors
+    /// `Overloaded` when the budget is used up.
+    fn grow(&mut self, bytes: usize) -> Result<()> {
+        let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before + bytes <= self.budget.limit {
+            return Ok(());
+        }
+        Err(Error::overloaded(format!(
+            "requests being received hold http.max_buffered_body_bytes = {}; try again later",
+            self.budget.limit
+        )))
+    }
+}
+
+impl Drop for BodyShare<'_> {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// Reads and decompresses a body within `max_body_bytes` and until `deadline`.
 ///
@@ -31,7 +72,9 @@ pub(super) async fn read(
     deadline: Instant,
 ) -> Result<Bytes> {
     let max_bytes = plane.settings.max_body_bytes;
-    let bytes = match tokio::time::timeout_at(deadline, collect(body, max_bytes)).await {
+    let bytes = match tokio::time::timeout_at(deadline, collect(body, max_bytes, &plane.body_bytes))
+        .await
+    {
         Ok(collected) => collected?,
         Err(_elapsed) => {
             return Err(Error::deadline(format!(
@@ -51,7 +94,7 @@ pub(super) async fn read(
     Ok(bytes)
 }
 
-async fn collect(mut body: Incoming, max_bytes: usize) -> Result<Bytes> {
+async fn collect(mut body: Incoming, max_bytes: usize, budget: &BodyBudget) -> Result<Bytes> {
     let told = body.size_hint();
     if told.lower() > max_bytes as u64 {
         tokio::spawn(discard(body));
@@ -62,18 +105,21 @@ async fn collect(mut body: Incoming, max_bytes: usize) -> Result<Bytes> {
     let Some(second) = next_chunk(&mut body).await? else {
         return if first.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(first) };
     };
+    let mut share = BodyShare { budget, bytes: 0 };
     let told = usize::try_from(told.lower()).unwrap_or(0);
     let mut bytes = BytesMut::with_capacity(told.max(first.len() + second.len()));
+    let mut next = Some(second);
     bytes.extend_from_slice(&first);
-    bytes.extend_from_slice(&second);
-    while bytes.len() <= max_bytes {
-        match next_chunk(&mut body).await? {
-            Some(chunk) => bytes.extend_from_slice(&chunk),
-            None => return Ok(bytes.freeze()),
+    while let Some(chunk) = next {
+        bytes.extend_from_slice(&chunk);
+        let held = share.grow(chunk.len());
+        if held.is_err() || bytes.len() > max_bytes {
+            tokio::spawn(discard(body));
+            return Err(held.err().unwrap_or_else(|| too_large(max_bytes)));
         }
+        next = next_chunk(&mut body).await?;
     }
-    tokio::spawn(discard(body));
-    Err(too_large(max_bytes))
+    Ok(bytes.freeze())
 }
 
 /// The next data of a body; trailers are skipped.

@@ -2,6 +2,7 @@ use super::DataPlane;
 use super::body::{self, is_large, off_worker};
 use super::encoding;
 use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
+use crate::auth::Client;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
@@ -15,15 +16,22 @@ use std::time::Instant;
 /// that serves connections.
 const MANY_ELEMENTS: usize = 8 * 1024;
 
+/// What a request is for, and whose it is.
+pub(super) struct Target<'a> {
+    pub(super) name: &'a str,
+    pub(super) version: Option<&'a str>,
+    /// Who showed an API key.
+    pub(super) client: Option<Client>,
+}
+
 /// `POST /v2/models/{m}[/versions/{v}]/infer`
 pub(super) async fn infer(
     plane: &Arc<DataPlane>,
-    name: &str,
-    version: Option<&str>,
+    target: Target<'_>,
     request: Request<Incoming>,
 ) -> Reply {
     let accepted = encoding::accepted(request.headers());
-    let reply = match respond(plane, name, version, request).await {
+    let reply = match respond(plane, target, request).await {
         Ok(encoded) => {
             plane.observer.http.body_sent(encoded.byte_len());
             success(encoded)
@@ -48,10 +56,10 @@ fn success(encoded: Encoded) -> Reply {
 
 async fn respond(
     plane: &Arc<DataPlane>,
-    name: &str,
-    version: Option<&str>,
+    target: Target<'_>,
     request: Request<Incoming>,
 ) -> Result<Encoded> {
+    let Target { name, version, client } = target;
     let arrived = Instant::now();
     let latest = arrived + plane.settings.request_timeout;
     let (head, body) = request.into_parts();
@@ -76,7 +84,7 @@ async fn respond(
         timeout: request.timeout,
         priority: request.priority,
         sequence: request.sequence.take().map(sequence_step),
-        client_key: None,
+        client_key: client.as_ref().map(|client| &*client.0),
     };
     let answer = plane.registry.infer(call).await?;
     encode(name, answer, request).await

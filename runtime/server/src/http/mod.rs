@@ -13,7 +13,9 @@ mod route;
 mod tests;
 
 use crate::app::{App, Shutdown};
+use crate::auth::ApiKeys;
 use crate::config::HttpSettings;
+use body::BodyBudget;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use hyper::body::Incoming;
@@ -34,9 +36,12 @@ pub(crate) async fn serve_http(listener: TcpListener, app: Arc<App>, mut shutdow
         settings: app.config.http.clone(),
         limits: WireLimits::default(),
         observer: app.observer.clone(),
-        control: app,
+        keys: app.keys.clone(),
+        body_bytes: BodyBudget::new(app.config.http.max_buffered_body_bytes),
+        control: app.clone(),
     };
-    listen::serve(listener, Arc::new(plane), async move { shutdown.requested().await }).await;
+    let stop = async move { shutdown.requested().await };
+    listen::serve(listener, app.tls.clone(), Arc::new(plane), stop).await;
 }
 
 /// What the data plane answers from.
@@ -45,6 +50,9 @@ struct DataPlane {
     settings: HttpSettings,
     limits: WireLimits,
     observer: Arc<Observer>,
+    /// Who may ask for anything but the server's health; everybody without it.
+    keys: Option<Arc<ApiKeys>>,
+    body_bytes: Arc<BodyBudget>,
     control: Arc<dyn Control>,
 }
 
@@ -98,13 +106,21 @@ async fn dispatch(plane: &Arc<DataPlane>, request: Request<Incoming>) -> Reply {
     if is_get != route.is_get() || (!is_get && request.method() != Method::POST) {
         return reply::wrong_method(route.allow());
     }
+    let client = match &plane.keys {
+        Some(keys) if !route.is_open() => match keys.check(request.headers()) {
+            Ok(client) => Some(client),
+            Err(denied) => return reply::unauthorized(denied.message()),
+        },
+        _ => None,
+    };
     let reply = match &route {
         Route::Live => reply::json(LIVE),
         Route::Ready if plane.control.is_ready() => reply::json(READY),
         Route::Ready => reply::unavailable(NOT_READY),
         Route::Server => reply::json(models::server_metadata()),
         Route::Model { name, version, what: ModelRoute::Infer } => {
-            infer::infer(plane, name, version.as_deref(), request).await
+            let target = infer::Target { name, version: version.as_deref(), client };
+            infer::infer(plane, target, request).await
         }
         Route::Model { name, version, what } => {
             models::describe(plane, name, version.as_deref(), *what)

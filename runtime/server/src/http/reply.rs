@@ -112,6 +112,14 @@ pub(super) fn no_such_path(path: &str) -> Reply {
     error(&Error::not_found(message))
 }
 
+/// 401, which is no kind of error either: it comes before anything is looked at.
+pub(super) fn unauthorized(message: &str) -> Reply {
+    let mut reply = with_status(StatusCode::UNAUTHORIZED, error_body(message));
+    let scheme = HeaderValue::from_static("Bearer");
+    reply.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    reply
+}
+
 /// 405, which no kind of error stands for.
 pub(super) fn wrong_method(allow: &'static str) -> Reply {
     let body = error_body(&format!("this path answers {allow}"));

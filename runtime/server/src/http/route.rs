@@ -70,6 +70,11 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// Whether it is answered without an API key: probes have none.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Live | Self::Ready)
+    }
+
     /// The value of `Allow`.
     pub(super) fn allow(&self) -> &'static str {
         if self.is_get() { "GET, HEAD" } else { "POST" }

@@ -1,0 +1,192 @@
+use super::table::{Activity, Registered, TICK, Table};
+use super::tls::Tls;
+use super::watched::Watched;
+use mortise_observe::HttpCounters;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long accepting pauses after the system refused it (no descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the first bytes of a preface wait for the rest: the first and the
+/// longest pause. It doubles, so that a client that never sends the rest costs
+/// nothing.
+const FIRST_PREFACE_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PREFACE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What every HTTP/2 connection begins with, and no HTTP/1 request.
+const PREFACE: &[u8; 3] = b"PRI";
+
+/// What a connection is carried by.
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for T {}
+
+/// Serves the connections of one listener.
+pub(crate) trait Acceptor: Send + Sync + 'static {
+    /// Serves until the client leaves or `activity` says that it ends. Failures
+    /// are no event: the client broke off, or spoke no HTTP.
+    fn serve<S: Transport>(
+        self: Arc<Self>,
+        stream: Watched<S>,
+        activity: Arc<Activity>,
+        is_http2: bool,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// One listener of the data plane.
+pub(crate) struct Listening {
+    pub(crate) listener: TcpListener,
+    pub(crate) table: Arc<Table>,
+    pub(crate) max_connections: usize,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// How long connections are still taken, and idle ones kept, after the
+    /// server was told to stop.
+    pub(crate) drain_delay: Duration,
+    pub(crate) counters: HttpCounters,
+}
+
+impl Listening {
+    /// Accepts until `stop` and a moment longer, then lets the open connections
+    /// finish their requests.
+    pub(crate) async fn run<A: Acceptor>(self, acceptor: Arc<A>, stop: impl Future<Output = ()>) {
+        let slots = Arc::new(Semaphore::new(self.max_connections));
+        let stopped = async {
+            stop.await;
+            // Whoever had a connection learns from the next reply to leave it,
+            // and whoever asks for readiness that there will be no other.
+            tokio::time::sleep(self.drain_delay).await;
+        };
+        let on_timeout = |count| self.counters.connections_timed_out(count);
+        tokio::select! {
+            () = self.accept_all(&acceptor, &slots) => {}
+            () = self.table.watch(on_timeout) => {}
+            () = stopped => {}
+        }
+        self.accept_backlog(&acceptor, &slots).await;
+        let Self { listener, table, counters, .. } = self;
+        drop(listener);
+        table.finish_all();
+        tokio::select! {
+            () = table.watch(|count| counters.connections_timed_out(count)) => {}
+            () = table.emptied() => {}
+        }
+    }
+
+    async fn accept_all<A: Acceptor>(&self, acceptor: &Arc<A>, slots: &Arc<Semaphore>) {
+        loop {
+            match self.listener.accept().await {
+                // Room is made for a connection that is there, not for one that
+                // may come.
+                Ok((stream, _peer)) => self.open(acceptor, stream, self.slot(slots).await),
+                Err(error) => {
+                    self.counters.accept_failed();
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes what the system has accepted already: closing the listener would
+    /// reset it.
+    async fn accept_backlog<A: Acceptor>(&self, acceptor: &Arc<A>, slots: &Arc<Semaphore>) {
+        while let Ok(slot) = slots.clone().try_acquire_owned() {
+            let accepted = tokio::time::timeout(Duration::ZERO, self.listener.accept()).await;
+            let Ok(Ok((stream, _peer))) = accepted else { return };
+            self.open(acceptor, stream, Some(slot));
+        }
+    }
+
+    /// A place for one connection, taken from the quietest when all are taken.
+    async fn slot(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = slots.clone().try_acquire_owned() {
+            return Some(slot);
+        }
+        self.counters.connection_waited();
+        loop {
+            self.counters.connections_evicted(self.table.make_room());
+            match tokio::time::timeout(TICK, slots.clone().acquire_owned()).await {
+                Ok(slot) => return slot.ok(),
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    fn open<A: Acceptor>(
+        &self,
+        acceptor: &Arc<A>,
+        stream: TcpStream,
+        slot: Option<OwnedSemaphorePermit>,
+    ) {
+        let connection = Connection {
+            entry: self.table.open(),
+            tls: self.tls.clone(),
+            acceptor: acceptor.clone(),
+            counters: self.counters.clone(),
+        };
+        tokio::spawn(async move {
+            connection.serve(stream).await;
+            drop(slot);
+        });
+    }
+}
+
+struct Connection<A> {
+    entry: Registered,
+    tls: Option<Arc<Tls>>,
+    acceptor: Arc<A>,
+    counters: HttpCounters,
+}
+
+impl<A: Acceptor> Connection<A> {
+    async fn serve(self, stream: TcpStream) {
+        let _open = self.counters.connected();
+        // Without it small replies would wait for the client's next packet.
+        let _ = stream.set_nodelay(true);
+        let activity = self.entry.activity().clone();
+        match &self.tls {
+            None => {
+                if let Some(Ok(is_http2)) = activity.unless_ended(is_http2(&stream)).await {
+                    let stream = Watched::new(stream, activity.clone());
+                    self.acceptor.serve(stream, activity, is_http2).await;
+                }
+            }
+            Some(tls) => match activity.unless_ended(tls.accept(stream)).await {
+                Some(Ok(stream)) => {
+                    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    let stream = Watched::new(stream, activity.clone());
+                    self.acceptor.serve(stream, activity, is_http2).await;
+                }
+                Some(Err(error)) => {
+                    self.counters.handshake_failed();
+                    tracing::debug!(%error, "a TLS handshake failed");
+                }
+                None => {}
+            },
+        }
+    }
+}
+
+/// Whether the client begins with the HTTP/2 preface. Reads nothing.
+async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    let mut pause = FIRST_PREFACE_PAUSE;
+    loop {
+        let length = stream.peek(&mut first).await?;
+        let seen = first.get(..length).unwrap_or_default();
+        if length == 0 || seen != &PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == PREFACE.len() {
+            return Ok(true);
+        }
+        // Peeking returns at once as long as there is anything to see.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PREFACE_PAUSE);
+    }
+}
