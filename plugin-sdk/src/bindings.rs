@@ -37,3 +37,31 @@ pub mod transform {
         },
     });
 }
+
+pub mod router {
+    wit_bindgen::generate!({
+        path: "../wit/v1",
+        world: "router",
+        pub_export_macro: true,
+        export_macro_name: "export_router_world",
+        default_bindings_module: "mortise_plugin_sdk::__private::router",
+        with: {
+            "mortise:plugin/types@0.1.0": crate::bindings::model::mortise::plugin::types,
+            "mortise:plugin/log@0.1.0": crate::bindings::model::mortise::plugin::log,
+        },
+    });
+}
+
+pub mod strategy {
+    wit_bindgen::generate!({
+        path: "../wit/v1",
+        world: "strategy",
+        pub_export_macro: true,
+        export_macro_name: "export_strategy_world",
+        default_bindings_module: "mortise_plugin_sdk::__private::strategy",
+        with: {
+            "mortise:plugin/types@0.1.0": crate::bindings::model::mortise::plugin::types,
+            "mortise:plugin/log@0.1.0": crate::bindings::model::mortise::plugin::log,
+        },
+    });
+}

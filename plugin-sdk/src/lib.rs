@@ -34,7 +34,10 @@
 //!
 //! A model that needs its own code per batch returns [`Loaded::Custom`] and
 //! implements [`Model::predict`]. A **transform** has the same shape:
-//! [`Transform`], [`Transform::apply`] and [`export_transform!`].
+//! [`Transform`], [`Transform::apply`] and [`export_transform!`]. Policies decide
+//! about traffic: a [`Router`] chooses the version that answers a request, a
+//! [`Strategy`] how a new version gets its share. Neither touches the host, so
+//! that all of both can be tested with plain `cargo test`.
 //!
 //! Plugins compile for `wasm32-unknown-unknown` with the crate type `cdylib`.
 //! They also compile natively, so that logic that does not touch the host can
@@ -51,7 +54,9 @@ mod graph;
 pub mod log;
 mod ops;
 mod plugin;
+mod router;
 mod signature;
+mod strategy;
 mod tensor;
 
 pub use context::{Assets, Context};
@@ -60,13 +65,20 @@ pub use error::{Error, Result};
 pub use graph::{Attribute, ByteRange, Graph, GraphBuilder, ML, NodeBuilder, Subgraph, Value};
 pub use ops::Gemm;
 pub use plugin::{Loaded, Model, Transform};
+pub use router::{Candidate, Choice, Event, Place, Probe, Router};
 pub use signature::{Signature, TensorSpec, VARIABLE};
+pub use strategy::{
+    Action, Evidence, Finding, Moments, Observation, Plan, Severity, Strategy, Verdict, Window,
+    latency_bound_us,
+};
 pub use tensor::{Strings, Tensor};
 
 /// What the export macros expand to; not for use by hand.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::abi;
-    pub use crate::bindings::{model, transform};
+    pub use crate::bindings::{model, router, strategy, transform};
     pub use crate::plugin::{ModelExport, TransformExport};
+    pub use crate::router::RouterExport;
+    pub use crate::strategy::StrategyExport;
 }

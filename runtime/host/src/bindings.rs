@@ -17,6 +17,34 @@ mod generated {
     });
 }
 
+/// Policies import a part of what models import, and the same linker serves
+/// them; only their exports need bindings of their own.
+#[allow(unreachable_pub, clippy::all)]
+pub(crate) mod router_world {
+    wasmtime::component::bindgen!({
+        path: "../../wit/v1",
+        world: "router",
+        imports: { default: trappable },
+        with: {
+            "mortise:plugin/types": crate::bindings::generated::mortise::plugin::types,
+            "mortise:plugin/log": crate::bindings::generated::mortise::plugin::log,
+        },
+    });
+}
+
+#[allow(unreachable_pub, clippy::all)]
+pub(crate) mod strategy_world {
+    wasmtime::component::bindgen!({
+        path: "../../wit/v1",
+        world: "strategy",
+        imports: { default: trappable },
+        with: {
+            "mortise:plugin/types": crate::bindings::generated::mortise::plugin::types,
+            "mortise:plugin/log": crate::bindings::generated::mortise::plugin::log,
+        },
+    });
+}
+
 pub(crate) use generated::Model as Contract;
 pub(crate) use generated::exports::mortise::plugin::model_api::Plan;
 pub(crate) use generated::mortise::plugin::{assets, graph, log, tensor, types};
@@ -33,14 +61,18 @@ pub(crate) fn export_of(world: World) -> &'static str {
     match world {
         World::Model => "mortise:plugin/model-api@0.1.0",
         World::Transform => "mortise:plugin/transform-api@0.1.0",
+        World::Router => "mortise:plugin/router-api@0.1.0",
+        World::Strategy => "mortise:plugin/strategy-api@0.1.0",
     }
 }
 
-/// Name of the function that answers a batch.
+/// Name of the function that answers a batch, or decides about a request.
 pub(crate) fn call_of(world: World) -> &'static str {
     match world {
         World::Model => "predict",
         World::Transform => "apply",
+        World::Router => "route",
+        World::Strategy => "evaluate",
     }
 }
 

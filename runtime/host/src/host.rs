@@ -27,6 +27,10 @@ pub enum World {
     Model,
     /// Exports `transform-api`: `load` and `apply`.
     Transform,
+    /// Exports `router-api`: `configure`, `route`, `learn` and `install`.
+    Router,
+    /// Exports `strategy-api`: `begin` and `evaluate`.
+    Strategy,
 }
 
 impl fmt::Display for World {
@@ -34,6 +38,8 @@ impl fmt::Display for World {
         f.write_str(match self {
             World::Model => "model",
             World::Transform => "transform",
+            World::Router => "router",
+            World::Strategy => "strategy",
         })
     }
 }

@@ -181,7 +181,7 @@ fn begin_load(store: &mut Store<State>) {
     begin(store, now);
 }
 
-fn begin(store: &mut Store<State>, now: Instant) {
+pub(crate) fn begin(store: &mut Store<State>, now: Instant) {
     let state = store.data_mut();
     state.cause = None;
     state.last_error_line = None;
@@ -191,7 +191,9 @@ fn begin(store: &mut Store<State>, now: Instant) {
 
 /// The clock ticks late rather than early, and host calls pass while it ticks,
 /// so that this looks at the real time.
-fn at_epoch_deadline(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
+pub(crate) fn at_epoch_deadline(
+    mut store: StoreContextMut<'_, State>,
+) -> wasmtime::Result<UpdateDeadline> {
     let now = Instant::now();
     let state = store.data_mut();
     match state.budget.expired(now) {

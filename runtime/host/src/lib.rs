@@ -20,11 +20,14 @@ mod limits;
 mod log;
 mod measure;
 mod plugin;
+mod policy;
 mod pool;
 mod quarantine;
 mod recorder;
+mod router;
 mod runner;
 mod state;
+mod strategy;
 mod verify;
 mod worker;
 
@@ -33,5 +36,14 @@ pub use host::{Compiled, Host, Verified, World};
 pub use limits::PluginLimits;
 pub use measure::{Measurements, Subjects, measure};
 pub use plugin::{LoadRequest, Plugin, PluginHealth, PluginPlan, PluginStats};
+pub use policy::PolicyRequest;
+pub use router::{
+    MAX_PROBES, MAX_VARIANTS, Place, Probe, RouteChoice, RouteVariant, RouterPlugin, RouterStats,
+    RoutingEvent,
+};
 pub use runner::{GraphRunner, PreparedGraph};
+pub use strategy::{
+    Action, Evidence, Finding, Moments, Observation, Severity, StrategyPlan, StrategyPlugin,
+    Verdict, Window,
+};
 pub use worker::compile_worker_main;

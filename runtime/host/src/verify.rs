@@ -9,12 +9,13 @@ use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 use wit_parser::{PackageId, Resolve};
 
 /// The contract as text: what components are checked against.
-const CONTRACT: [(&str, &str); 6] = [
+const CONTRACT: [(&str, &str); 7] = [
     ("types.wit", include_str!("../../../wit/v1/types.wit")),
     ("tensor.wit", include_str!("../../../wit/v1/tensor.wit")),
     ("graph.wit", include_str!("../../../wit/v1/graph.wit")),
     ("assets.wit", include_str!("../../../wit/v1/assets.wit")),
     ("log.wit", include_str!("../../../wit/v1/log.wit")),
+    ("policy.wit", include_str!("../../../wit/v1/policy.wit")),
     ("worlds.wit", include_str!("../../../wit/v1/worlds.wit")),
 ];
 
@@ -26,7 +27,7 @@ const IMPORTS: [&str; 5] = [
     "mortise:plugin/assets@0.1.0",
     "mortise:plugin/log@0.1.0",
 ];
-const WORLDS: [World; 2] = [World::Model, World::Transform];
+const WORLDS: [World; 4] = [World::Model, World::Transform, World::Router, World::Strategy];
 
 /// Checks that `component` is a component which implements a world and needs
 /// nothing that the contract does not offer. Compiles nothing.
@@ -157,9 +158,9 @@ fn world_of(exports: &[String]) -> Result<World> {
     let mut found = WORLDS.iter().copied().filter(has);
     match (found.next(), found.next()) {
         (Some(world), None) => Ok(world),
-        (Some(_), Some(_)) => Err(Error::invalid(
-            "the component exports both model-api and transform-api; a plugin implements one world",
-        )),
+        (Some(one), Some(other)) => Err(Error::invalid(format!(
+            "the component exports both {one}-api and {other}-api; a plugin implements one world"
+        ))),
         _ => Err(no_world(exports)),
     }
 }
