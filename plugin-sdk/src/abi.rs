@@ -6,6 +6,7 @@
 use crate::bindings::model::mortise::plugin::tensor as raw;
 use crate::plugin::run_loaded;
 use crate::{Error, Result, Tensor};
+use std::cell::RefCell;
 
 /// `result<list<tensor>, error>` as it lies in memory: for `Ok` the list's
 /// pointer and length are in `first` and `second`; for `Err`, `first` is the
@@ -19,14 +20,32 @@ pub struct ReturnArea {
     third: usize,
 }
 
-/// Runs the loaded plugin.
+/// The answer to a call, which the host reads after the call has returned.
+struct Answer {
+    area: ReturnArea,
+    handles: Vec<u32>,
+    message: String,
+}
+
+thread_local! {
+    /// The next call frees it: a post-return function that did would be one
+    /// more entry into the plugin for each call.
+    static ANSWER: RefCell<Answer> = const {
+        RefCell::new(Answer {
+            area: ReturnArea { is_error: 0, first: 0, second: 0, third: 0 },
+            handles: Vec::new(),
+            message: String::new(),
+        })
+    };
+}
+
+/// Runs the loaded plugin. What it returns is valid until the next call.
 ///
 /// # Safety
 /// Called by the host only: `handles` points to `count` handles in memory of
-/// the global allocator, which this function takes over. The result must go to
-/// [`post_return`].
+/// the global allocator, which this function takes over.
 #[doc(hidden)]
-pub unsafe fn run(handles: *mut u32, count: usize) -> *mut ReturnArea {
+pub unsafe fn run(handles: *mut u32, count: usize) -> *const ReturnArea {
     let handles = if count == 0 {
         Vec::new()
     } else {
@@ -45,60 +64,40 @@ pub unsafe fn run(handles: *mut u32, count: usize) -> *mut ReturnArea {
         // since a borrowed handle must be dropped before the call returns.
         drop(unsafe { raw::Tensor::from_handle(handle) });
     }
-    Box::into_raw(Box::new(ReturnArea::from(result)))
+    ANSWER.with_borrow_mut(|answer| {
+        answer.set(result);
+        &raw const answer.area
+    })
 }
 
-/// Frees what [`run`] returned, after the host has read it.
-///
-/// # Safety
-/// `area` comes from [`run`] and is not used again.
-#[doc(hidden)]
-pub unsafe fn post_return(area: *mut ReturnArea) {
-    // SAFETY: `run` made it with `Box::into_raw`.
-    let area = unsafe { Box::from_raw(area) };
-    // SAFETY: the pointers and lengths are those of the boxed slices that
-    // `ReturnArea::from` leaked.
-    unsafe {
-        if area.is_error == 0 {
-            drop(boxed(area.first as *mut u32, area.second));
-        } else {
-            drop(boxed(area.second as *mut u8, area.third));
-        }
-    }
-}
-
-/// # Safety
-/// `start` and `len` come from a leaked `Box<[T]>`.
-unsafe fn boxed<T>(start: *mut T, len: usize) -> Box<[T]> {
-    // SAFETY: as above.
-    unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, len)) }
-}
-
-fn take_handles(tensors: Vec<Tensor>) -> Result<Box<[u32]>> {
+fn take_handles(tensors: Vec<Tensor>) -> Result<Vec<u32>> {
     tensors.into_iter().map(Tensor::into_handle).collect()
 }
 
-impl From<Result<Box<[u32]>>> for ReturnArea {
-    fn from(result: Result<Box<[u32]>>) -> Self {
-        match result {
-            Ok(handles) => {
-                let list: &mut [u32] = Box::leak(handles);
-                Self { is_error: 0, first: list.as_ptr() as usize, second: list.len(), third: 0 }
+impl Answer {
+    fn set(&mut self, result: Result<Vec<u32>>) {
+        let (handles, error) = match result {
+            Ok(handles) => (handles, None),
+            Err(Error::Invalid(message)) => (Vec::new(), Some((0, message))),
+            Err(Error::Unsupported(message)) => (Vec::new(), Some((1, message))),
+            Err(Error::Failed(message)) => (Vec::new(), Some((2, message))),
+        };
+        self.handles = handles;
+        self.area = match error {
+            None => {
+                let list = self.handles.as_ptr() as usize;
+                ReturnArea { is_error: 0, first: list, second: self.handles.len(), third: 0 }
             }
-            Err(error) => {
-                let (case, message) = match error {
-                    Error::Invalid(message) => (0, message),
-                    Error::Unsupported(message) => (1, message),
-                    Error::Failed(message) => (2, message),
-                };
-                let text: &mut [u8] = Box::leak(message.into_bytes().into_boxed_slice());
-                Self { is_error: 1, first: case, second: text.as_ptr() as usize, third: text.len() }
+            Some((case, message)) => {
+                self.message = message;
+                let text = self.message.as_ptr() as usize;
+                ReturnArea { is_error: 1, first: case, second: text, third: self.message.len() }
             }
-        }
+        };
     }
 }
 
-/// Exports the function of the given name and its post-return.
+/// Exports the function of the given name.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_run {
@@ -107,15 +106,9 @@ macro_rules! __export_run {
         unsafe extern "C" fn mortise_run(
             handles: *mut u32,
             count: usize,
-        ) -> *mut $crate::__private::abi::ReturnArea {
+        ) -> *const $crate::__private::abi::ReturnArea {
             // SAFETY: the host calls with the arguments that the ABI states.
             unsafe { $crate::__private::abi::run(handles, count) }
-        }
-
-        #[unsafe(export_name = concat!("cabi_post_", $name))]
-        unsafe extern "C" fn mortise_post_return(area: *mut $crate::__private::abi::ReturnArea) {
-            // SAFETY: the host passes what `mortise_run` returned.
-            unsafe { $crate::__private::abi::post_return(area) }
         }
     };
 }
@@ -125,14 +118,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_results_are_laid_out_and_freed() {
-        let ok = ReturnArea::from(Ok(vec![7, 9].into_boxed_slice()));
-        assert_eq!((ok.is_error, ok.second), (0, 2));
-        let error = ReturnArea::from(Err(Error::failed("no")));
-        assert_eq!((error.is_error, error.first, error.third), (1, 2, 2));
-        for area in [ok, error] {
-            // SAFETY: made by `ReturnArea::from`, used once.
-            unsafe { post_return(Box::into_raw(Box::new(area))) };
-        }
+    fn both_results_are_laid_out_and_replaced() {
+        ANSWER.with_borrow_mut(|answer| {
+            answer.set(Err(Error::failed("no")));
+            let area = &answer.area;
+            assert_eq!((area.is_error, area.first, area.third), (1, 2, 2));
+            assert_eq!(area.second, answer.message.as_ptr() as usize);
+            answer.set(Ok(vec![7, 9]));
+            let area = &answer.area;
+            assert_eq!((area.is_error, area.second), (0, 2));
+            assert_eq!(area.first, answer.handles.as_ptr() as usize);
+        });
     }
 }

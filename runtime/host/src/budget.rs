@@ -1,22 +1,54 @@
 use crate::limits::{LimitHit, Refusal};
 use mortise_types::{Error, RunControl};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) const LOAD_TIMEOUT: &str = "load_timeout";
 pub(crate) const CALL_TIMEOUT: &str = "call_timeout";
 
+/// Ticks of the plugin clock since it was started, each [`TICK`] or a little
+/// longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tick(pub u64);
+
+/// How often deadlines are looked at.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
+
+/// A call that is over sooner never reads the machine's clock, which would
+/// cost a tenth of it; a request's deadline is first looked at after this.
+const FIRST_LOOK: Duration = Duration::from_millis(3);
+
+/// Longest time until the clock is looked at again.
+const LONGEST_SLICE: Duration = Duration::from_secs(3600);
+
+/// The plugin clock: read at every entry, so it costs one load from memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TickClock(Arc<AtomicU64>);
+
+impl TickClock {
+    pub(crate) fn now(&self) -> Tick {
+        Tick(self.0.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// How long one entry into a plugin may still take. Pure: it is told the time.
 ///
-/// Two clocks run. The plugin's own stops while the host runs a graph for it;
-/// the request's does not.
+/// Two clocks run. The plugin's own is counted in ticks, which come late
+/// rather than early, and stops while the host runs a graph for it; the
+/// request's is the machine's.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     /// The field of `PluginLimits` that the plugin's own time comes from.
     name: &'static str,
     own_limit: Duration,
-    own_until: Instant,
+    entered: Tick,
     graph_limit: Duration,
-    graph_left: Duration,
+    graph_spent: Duration,
     request_until: Option<Instant>,
 }
 
@@ -26,10 +58,10 @@ impl Budget {
         own_limit: Duration,
         graph_limit: Duration,
         request_until: Option<Instant>,
-        now: Instant,
+        entered: Tick,
     ) -> Self {
-        let own_until = now + own_limit;
-        Self { name, own_limit, own_until, graph_limit, graph_left: graph_limit, request_until }
+        let graph_spent = Duration::ZERO;
+        Self { name, own_limit, entered, graph_limit, graph_spent, request_until }
     }
 
     /// Whether the plugin was entered to load.
@@ -37,24 +69,41 @@ impl Budget {
         self.name == LOAD_TIMEOUT
     }
 
+    /// Ticks until the time is first looked at.
+    pub(crate) fn first_slice(&self) -> u64 {
+        match self.request_until {
+            Some(_) => ticks(self.own_limit.min(FIRST_LOOK)),
+            None => ticks(self.own_limit),
+        }
+    }
+
+    /// Ticks until [`Budget::expired`] can say yes.
+    pub(crate) fn slice(&self, tick: Tick, now: Instant) -> u64 {
+        let own = self.own_left(tick);
+        ticks(self.request_until.map_or(own, |until| own.min(until.saturating_duration_since(now))))
+    }
+
     /// Why the plugin must stop now, if it must.
-    pub(crate) fn expired(&self, now: Instant) -> Option<Refusal> {
+    pub(crate) fn expired(&self, tick: Tick, now: Instant) -> Option<Refusal> {
         if self.request_until.is_some_and(|until| now >= until) {
             let message = "the request's deadline passed while the plugin was running";
             return Some(Refusal::Other(Error::deadline(message)));
         }
-        (now >= self.own_until).then(|| Refusal::Limit(LimitHit::time(self.name, self.own_limit)))
+        let is_over = self.own_left(tick).is_zero();
+        is_over.then(|| Refusal::Limit(LimitHit::time(self.name, self.own_limit)))
     }
 
-    /// Time until [`Budget::expired`] can say yes.
-    pub(crate) fn left(&self, now: Instant) -> Duration {
-        let until = self.request_until.map_or(self.own_until, |at| at.min(self.own_until));
-        until.saturating_duration_since(now)
+    /// The tick during which the plugin was entered had begun before, so it
+    /// does not count.
+    fn own_left(&self, tick: Tick) -> Duration {
+        let whole = tick.0.saturating_sub(self.entered.0).saturating_sub(1);
+        let inside = Duration::from_millis(whole).saturating_sub(self.graph_spent);
+        self.own_limit.saturating_sub(inside)
     }
 
     /// What bounds a graph that the plugin runs now.
     pub(crate) fn graph_control(&self, control: &RunControl, now: Instant) -> RunControl {
-        control.until(now + self.graph_left)
+        control.until(now + self.graph_limit.saturating_sub(self.graph_spent))
     }
 
     /// Gives back the time that a graph took.
@@ -62,13 +111,19 @@ impl Budget {
     /// # Errors
     /// When the graphs of this entry took more than their own limit.
     pub(crate) fn spent_on_graph(&mut self, spent: Duration) -> Result<(), Refusal> {
-        self.own_until += spent;
-        self.graph_left = self.graph_left.saturating_sub(spent);
-        if self.graph_left.is_zero() {
+        self.graph_spent += spent;
+        if self.graph_spent >= self.graph_limit {
             return Err(Refusal::Limit(LimitHit::time("graph_timeout", self.graph_limit)));
         }
         Ok(())
     }
+}
+
+/// At least one: a deadline of no ticks traps before the time is looked at.
+fn ticks(time: Duration) -> u64 {
+    const { assert!(TICK.as_millis() == 1, "this counts milliseconds") };
+    let time = time.min(LONGEST_SLICE);
+    time.as_secs() * 1000 + u64::from(time.subsec_millis()) + 1
 }
 
 #[cfg(test)]
@@ -90,24 +145,37 @@ mod tests {
         let now = Instant::now();
         let cases = [
             (None, 0, "runs"),
-            (None, 2, "call_timeout"),
-            (Some(1), 1, "request"),
-            (Some(3), 2, "call_timeout"),
-            (Some(3), 1, "runs"),
+            (None, 2000, "runs"),
+            (None, 2001, "call_timeout"),
+            (Some(1), 1000, "request"),
+            (Some(3), 2001, "call_timeout"),
+            (Some(3), 1000, "runs"),
         ];
         for (request, after, want) in cases {
             let request = request.map(|seconds| now + SECOND * seconds);
-            let budget = Budget::new("call_timeout", SECOND * 2, SECOND, request, now);
-            assert_eq!(name(budget.expired(now + SECOND * after)), want, "{request:?} {after}");
+            let budget = Budget::new("call_timeout", SECOND * 2, SECOND, request, Tick(7));
+            let later = now + Duration::from_millis(after);
+            let refusal = budget.expired(Tick(7 + after), later);
+            assert_eq!(name(refusal), want, "{request:?} {after}");
         }
     }
 
     #[test]
-    fn time_in_graphs_is_given_back_and_has_its_own_limit() {
+    fn the_time_is_looked_at_when_it_can_be_over() {
         let now = Instant::now();
-        let mut budget = Budget::new("call_timeout", SECOND, SECOND * 3, None, now);
+        let long = Budget::new("call_timeout", SECOND * 2, SECOND, None, Tick(0));
+        assert_eq!((long.first_slice(), long.slice(Tick(1001), now)), (2001, 1001));
+        let request = Some(now + SECOND);
+        let short = Budget::new("call_timeout", SECOND * 2, SECOND, request, Tick(0));
+        assert_eq!((short.first_slice(), short.slice(Tick(4), now)), (4, 1001));
+    }
+
+    #[test]
+    fn time_in_graphs_is_given_back_and_has_its_own_limit() {
+        let mut budget = Budget::new("call_timeout", SECOND, SECOND * 3, None, Tick(0));
         assert!(budget.spent_on_graph(SECOND * 2).is_ok());
-        assert_eq!(budget.left(now + SECOND * 2), SECOND);
+        assert_eq!(budget.own_left(Tick(2001)), SECOND);
+        assert_eq!(budget.own_left(Tick(2501)), SECOND / 2);
         assert_eq!(name(budget.spent_on_graph(SECOND).err()), "graph_timeout");
     }
 }

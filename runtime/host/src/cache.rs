@@ -88,6 +88,8 @@ impl Cache {
         self.mac(name, artifact).is_some_and(|mac| mac.verify_slice(tag).is_ok())
     }
 
+    /// Does not wait for the disk: what a power cut leaves of a file has no
+    /// valid tag, and is then compiled again.
     fn write(&self, name: &str, artifact: &[u8]) -> io::Result<()> {
         let mac = self.mac(name, artifact).ok_or(io::ErrorKind::InvalidInput)?;
         let serial = self.writes.fetch_add(1, Ordering::Relaxed);
@@ -96,9 +98,7 @@ impl Cache {
             let mut file = private_file(&temporary)?;
             file.write_all(&mac.finalize().into_bytes())?;
             file.write_all(artifact)?;
-            file.sync_all()?;
-            fs::rename(&temporary, self.path(name))?;
-            File::open(&self.dir)?.sync_all()
+            fs::rename(&temporary, self.path(name))
         })();
         if written.is_err() {
             let _ = fs::remove_file(&temporary);

@@ -1,13 +1,10 @@
 use crate::bindings::Contract;
+use crate::budget::{TICK, TickClock};
 use crate::state::State;
 use mortise_types::{Error, Result};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
-
-/// How often deadlines are looked at.
-pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// Core instances that a component may have inside, on average: a component of
 /// Rust has three, one of Python or JavaScript more than ten.
@@ -25,6 +22,8 @@ pub(crate) struct Engines {
     pub pooled: Flavour,
     /// For instances that find no slot or fit in none.
     pub spare: Flavour,
+    /// Advances with the epoch of both.
+    pub clock: TickClock,
 }
 
 pub(crate) struct Flavour {
@@ -35,7 +34,8 @@ pub(crate) struct Flavour {
 impl Engines {
     pub(crate) fn new(max_instances: u32) -> Result<Self> {
         let pooled = Flavour::pooled(max_instances)?;
-        let engines = Self { pooled, spare: Flavour::new(&self::config())? };
+        let spare = Flavour::new(&self::config())?;
+        let engines = Self { pooled, spare, clock: TickClock::default() };
         start_ticker(&engines)?;
         Ok(engines)
     }
@@ -109,9 +109,12 @@ fn pooling(max_instances: u32) -> InstanceAllocationStrategy {
 /// Advances the epoch of both engines every [`TICK`] until they are dropped.
 fn start_ticker(engines: &Engines) -> Result<()> {
     let weak = [engines.pooled.engine.weak(), engines.spare.engine.weak()];
+    let clock = engines.clock.clone();
     let tick = move || loop {
         std::thread::sleep(TICK);
         let mut alive = false;
+        // Before the epoch: who it wakes must see it.
+        clock.advance();
         for engine in weak.iter().filter_map(wasmtime::EngineWeak::upgrade) {
             engine.increment_epoch();
             alive = true;

@@ -1,3 +1,4 @@
+use crate::budget::TickClock;
 use crate::cache::Cache;
 use crate::engine::{Engines, Flavour};
 use crate::state::State;
@@ -147,6 +148,11 @@ impl Host {
         }
         let (from_cache, code) = self.code_of(verified)?;
         Ok(compiled(from_cache, self.share(&verified.digest, code)))
+    }
+
+    /// The clock that deadlines of plugins are counted on.
+    pub(crate) fn clock(&self) -> &TickClock {
+        &self.engines.clock
     }
 
     fn loaded(&self, digest: &str) -> Option<Arc<Code>> {

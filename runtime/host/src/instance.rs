@@ -1,6 +1,5 @@
 use crate::bindings::{Plan, call_of, export_of, types};
-use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT};
-use crate::engine::TICK;
+use crate::budget::TickClock;
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
 use crate::limits::Refusal;
@@ -8,16 +7,14 @@ use crate::state::{GraphHandle, Shared, State};
 use crate::{Host, PreparedGraph, World};
 use mortise_types::{Error, Result, RunControl, Signature, Tensor};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use wasmtime::component::{InstancePre, Resource, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, UpdateDeadline};
 
 type Tensors = Vec<Resource<Tensor>>;
 type LoadFn = TypedFunc<(String,), (std::result::Result<Plan, types::Error>,)>;
-type CallFn = TypedFunc<(Tensors,), (std::result::Result<Tensors, types::Error>,)>;
-
-/// Longest time until an epoch deadline is looked at again.
-const LONGEST_SLICE: Duration = Duration::from_secs(3600);
+type CallFn =
+    TypedFunc<(&'static [Resource<Tensor>],), (std::result::Result<Tensors, types::Error>,)>;
 
 /// One instance of a plugin in a store of its own: a trap ruins both.
 pub(crate) struct Instance {
@@ -25,6 +22,8 @@ pub(crate) struct Instance {
     load: LoadFn,
     call: CallFn,
     world: World,
+    /// The inputs of the call under way; kept for the next one's.
+    lent: Tensors,
 }
 
 /// What `load` returned.
@@ -41,14 +40,15 @@ impl Instance {
         world: World,
         shared: &Arc<Shared>,
     ) -> Result<Self, Failure> {
+        let clock = host.clock();
         let started = match &code.pooled {
-            Some(pooled) => Self::start(pooled, world, shared),
-            None => Self::start(host.spare(code)?, world, shared),
+            Some(pooled) => Self::start(pooled, world, shared, clock),
+            None => Self::start(host.spare(code)?, world, shared, clock),
         };
         match started {
             Err((_, error)) if error.is::<PoolConcurrencyLimitError>() => {
                 let spare = host.spare(code)?;
-                Self::start(spare, world, shared)
+                Self::start(spare, world, shared, clock)
             }
             other => other,
         }
@@ -61,15 +61,16 @@ impl Instance {
         pre: &InstancePre<State>,
         world: World,
         shared: &Arc<Shared>,
+        clock: &TickClock,
     ) -> std::result::Result<Self, (Box<Store<State>>, wasmtime::Error)> {
         let limits = &shared.limits;
-        let mut store = Store::new(pre.engine(), State::new(shared.clone()));
+        let mut store = Store::new(pre.engine(), State::new(shared.clone(), clock.clone()));
         store.limiter(|state| state);
         store.set_hostcall_fuel(limits.max_list_bytes);
         store.epoch_deadline_callback(at_epoch_deadline);
         begin_load(&mut store);
         match functions(pre, &mut store, world) {
-            Ok((load, call)) => Ok(Self { store, load, call, world }),
+            Ok((load, call)) => Ok(Self { store, load, call, world, lent: Vec::new() }),
             Err(error) => Err((Box::new(store), error)),
         }
     }
@@ -80,7 +81,7 @@ impl Instance {
         let result = self.load.call(&mut self.store, (config_json.to_owned(),));
         match self.settle("load", result)? {
             Plan::Direct(graph) => {
-                let GraphHandle(graph) = self.take(|state| state.delete_graph(graph))?;
+                let GraphHandle(graph) = self.take(|state| state.graphs.remove(graph))?;
                 Ok(Loaded::Direct(graph))
             }
             Plan::Custom(signature) => Ok(Loaded::Custom(signature.into())),
@@ -94,35 +95,21 @@ impl Instance {
         control: &RunControl,
     ) -> Result<Vec<Tensor>, Failure> {
         let name = call_of(self.world);
-        self.begin_call(control);
-        let handles = match self.store.data_mut().hold_all(inputs) {
-            Ok(handles) => handles,
-            Err(refusal) => return Err(self.refused(name, refusal)),
-        };
-        let lent = handles.iter().map(|handle| Resource::new_borrow(handle.rep())).collect();
-        let result = self.call.call(&mut self.store, (lent,));
-        // Also after an error: the instance may live on.
-        self.take(|state| {
-            handles.into_iter().try_for_each(|input| state.release(input).map(drop))
-        })?;
-        let outputs = self.settle(name, result)?;
-        self.take(|state| outputs.into_iter().map(|output| state.release(output)).collect())
-    }
-
-    fn begin_call(&mut self, control: &RunControl) {
-        let now = Instant::now();
         let state = self.store.data_mut();
-        let limits = &state.shared.limits;
-        state.budget = Budget::new(
-            CALL_TIMEOUT,
-            limits.call_timeout,
-            limits.graph_timeout,
-            control.deadline(),
-            now,
-        );
-        state.calls_left = limits.max_host_calls_per_call;
-        state.control = control.clone();
-        begin(&mut self.store, now);
+        state.begin_call(control);
+        if let Err(refusal) = state.lend(inputs, &mut self.lent) {
+            return Err(self.refused(name, refusal));
+        }
+        set_deadline(&mut self.store);
+        let result = self.call.call(&mut self.store, (&self.lent,));
+        // Also after an error: the instance may live on.
+        let taken_back = self.store.data_mut().take_back(&mut self.lent);
+        self.take(|_| taken_back)?;
+        let outputs = self.settle(name, result)?;
+        if outputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.take(|state| outputs.into_iter().map(|output| state.release(output)).collect())
     }
 
     fn refused(&mut self, name: &'static str, refusal: Refusal) -> Failure {
@@ -171,21 +158,13 @@ fn functions(
 }
 
 fn begin_load(store: &mut Store<State>) {
-    let now = Instant::now();
-    let state = store.data_mut();
-    let limits = &state.shared.limits;
-    let (own, graph) = (limits.load_timeout, limits.graph_timeout);
-    state.budget = Budget::new(LOAD_TIMEOUT, own, graph, None, now);
-    state.calls_left = limits.max_host_calls_per_load;
-    state.control = RunControl::new(None, RunControl::DEFAULT_LOOP_ITERATIONS);
-    begin(store, now);
+    store.data_mut().begin_load();
+    set_deadline(store);
 }
 
-pub(crate) fn begin(store: &mut Store<State>, now: Instant) {
-    let state = store.data_mut();
-    state.cause = None;
-    state.last_error_line = None;
-    let slice = ticks(state.budget.left(now));
+/// Follows the start of an entry in [`State`].
+pub(crate) fn set_deadline(store: &mut Store<State>) {
+    let slice = store.data().budget.first_slice();
     store.set_epoch_deadline(slice);
 }
 
@@ -194,19 +173,12 @@ pub(crate) fn begin(store: &mut Store<State>, now: Instant) {
 pub(crate) fn at_epoch_deadline(
     mut store: StoreContextMut<'_, State>,
 ) -> wasmtime::Result<UpdateDeadline> {
-    let now = Instant::now();
     let state = store.data_mut();
-    match state.budget.expired(now) {
+    let (tick, now) = (state.clock.now(), Instant::now());
+    match state.budget.expired(tick, now) {
         Some(refusal) => Err(state.trap(refusal)),
-        None => Ok(UpdateDeadline::Continue(ticks(state.budget.left(now)))),
+        None => Ok(UpdateDeadline::Continue(state.budget.slice(tick, now))),
     }
-}
-
-/// At least one: a deadline of no ticks traps before the time is looked at.
-fn ticks(time: Duration) -> u64 {
-    const { assert!(TICK.as_millis() == 1, "this counts milliseconds") };
-    let time = time.min(LONGEST_SLICE);
-    time.as_secs() * 1000 + u64::from(time.subsec_millis()) + 1
 }
 
 impl From<Error> for Failure {

@@ -13,6 +13,7 @@ mod compile;
 mod config;
 mod engine;
 mod failure;
+mod handles;
 mod host;
 mod imports;
 mod instance;

@@ -2,16 +2,15 @@
 //! entered for a short time.
 
 use crate::bindings::types;
-use crate::budget::{Budget, CALL_TIMEOUT};
+use crate::budget::TickClock;
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
-use crate::instance::{at_epoch_deadline, begin};
+use crate::instance::{at_epoch_deadline, set_deadline};
 use crate::log::LogGate;
 use crate::state::{Shared, State};
 use crate::{Compiled, GraphRunner, Host, PluginLimits, PreparedGraph, World};
 use mortise_types::{Assets, Error, GraphDef, Result, RunControl};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, Store};
 
@@ -78,13 +77,14 @@ impl PolicyCode {
     ) -> Result<Entered<B>, Failure> {
         let world = self.compiled.world();
         let code: &Code = &self.compiled.code;
+        let clock = self.host.clock();
         let started = match &code.pooled {
-            Some(pooled) => start(pooled, &self.shared, &bind),
-            None => start(self.host.spare(code)?, &self.shared, &bind),
+            Some(pooled) => start(pooled, &self.shared, clock, &bind),
+            None => start(self.host.spare(code)?, &self.shared, clock, &bind),
         };
         let started = match started {
             Err((_, error)) if error.is::<PoolConcurrencyLimitError>() => {
-                start(self.host.spare(code)?, &self.shared, &bind)
+                start(self.host.spare(code)?, &self.shared, clock, &bind)
             }
             other => other,
         };
@@ -102,13 +102,14 @@ type Started<B> = std::result::Result<(Store<State>, B), (Box<Store<State>>, was
 fn start<B>(
     pre: &InstancePre<State>,
     shared: &Arc<Shared>,
+    clock: &TickClock,
     bind: &impl Fn(&mut Store<State>, &Instance) -> wasmtime::Result<B>,
 ) -> Started<B> {
-    let mut store = Store::new(pre.engine(), State::new(shared.clone()));
+    let mut store = Store::new(pre.engine(), State::new(shared.clone(), clock.clone()));
     store.limiter(|state| state);
     store.set_hostcall_fuel(shared.limits.max_list_bytes);
     store.epoch_deadline_callback(at_epoch_deadline);
-    begin_call(&mut store, shared.limits.call_timeout);
+    begin_call(&mut store);
     let bound = pre.instantiate(&mut store).and_then(|instance| bind(&mut store, &instance));
     match bound {
         Ok(bindings) => Ok((store, bindings)),
@@ -116,14 +117,9 @@ fn start<B>(
     }
 }
 
-/// Gives the policy this much time for what it is called for next.
-fn begin_call(store: &mut Store<State>, timeout: Duration) {
-    let now = Instant::now();
-    let state = store.data_mut();
-    state.budget = Budget::new(CALL_TIMEOUT, timeout, Duration::ZERO, None, now);
-    state.calls_left = state.shared.limits.max_host_calls_per_call;
-    state.control = RunControl::unbounded();
-    begin(store, now);
+fn begin_call(store: &mut Store<State>) {
+    store.data_mut().begin_call(&RunControl::unbounded());
+    set_deadline(store);
 }
 
 impl<B> Entered<B> {
@@ -133,8 +129,7 @@ impl<B> Entered<B> {
         name: &'static str,
         call: impl FnOnce(&B, &mut Store<State>) -> wasmtime::Result<Result<T, types::Error>>,
     ) -> Result<T, Failure> {
-        let timeout = self.store.data().shared.limits.call_timeout;
-        begin_call(&mut self.store, timeout);
+        begin_call(&mut self.store);
         match call(&self.bindings, &mut self.store) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Failure::returned(self.store.data_mut(), error.into())),

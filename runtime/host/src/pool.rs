@@ -193,7 +193,9 @@ impl Pool {
 
     /// The instance used last: its memory is the warmest.
     fn free(&self, slots: &mut Slots) -> Result<Option<Instance>> {
-        if let Some((reason, retry_in)) = slots.quarantine.closed(Instant::now()) {
+        if slots.quarantine.is_closed()
+            && let Some((reason, retry_in)) = slots.quarantine.closed(Instant::now())
+        {
             bump(&self.counts.refused);
             let Shared { plugin, endpoint, .. } = &*self.shared;
             return Err(Error::not_ready(format!(
@@ -218,7 +220,7 @@ impl Pool {
         if answered {
             slots.quarantine.success();
         }
-        if slots.closed || slots.quarantine.closed(Instant::now()).is_some() {
+        if slots.closed || slots.quarantine.is_closed() {
             slots.alive -= 1;
             drop(slots);
             drop(instance);

@@ -73,6 +73,11 @@ impl Quarantine {
         self.state = Phase::Closed { until: now + length, round, reason: reason.to_owned() };
     }
 
+    /// [`Quarantine::closed`] without the time.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, Phase::Closed { .. })
+    }
+
     /// Reason and remaining time, while closed or until the first instance is
     /// made again.
     pub(crate) fn closed(&self, now: Instant) -> Option<(&str, Duration)> {

@@ -1,7 +1,6 @@
 use crate::bindings::router_world::Router as Bindings;
 use crate::bindings::router_world::exports::mortise::plugin::router_api as raw;
-use crate::budget::Budget;
-use crate::engine::TICK;
+use crate::budget::TICK;
 use crate::failure::{Failure, Fault};
 use crate::policy::{Entered, PolicyCode, PolicyRequest};
 use crate::quarantine::Quarantine;
@@ -12,7 +11,7 @@ use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Variants of one endpoint.
 pub const MAX_VARIANTS: usize = 32;
@@ -41,7 +40,6 @@ pub struct RouterPlugin {
     /// Told to threads without their loading the state.
     state_number: AtomicU64,
     learner: Mutex<Option<Entered<Bindings>>>,
-    route_budget: Budget,
     health: Mutex<Quarantine>,
     /// Calls are pointless for now; read without the lock.
     is_closed: AtomicBool,
@@ -165,13 +163,6 @@ impl RouterPlugin {
             state: ArcSwapOption::empty(),
             state_number: AtomicU64::new(0),
             learner: Mutex::new(Some(instance)),
-            route_budget: Budget::new(
-                "route_timeout",
-                TICK * ROUTE_TICKS,
-                Duration::ZERO,
-                None,
-                Instant::now(),
-            ),
             health: Mutex::new(health),
             is_closed: AtomicBool::new(false),
             counts: Counts::default(),
@@ -279,14 +270,8 @@ impl RouterPlugin {
             self.install_on(local)?;
         }
         let Entered { store, bindings, .. } = &mut local.instance;
-        let state = store.data_mut();
-        state.calls_left = state.shared.limits.max_host_calls_per_call;
-        state.cause = None;
-        state.last_error_line = None;
-        // Looked at only when so many ticks have passed, and over by then: no
-        // clock is read for a request.
-        state.budget = self.route_budget.clone();
-        store.set_epoch_deadline(ROUTE_TICKS.into());
+        let slice = store.data_mut().begin_short("route_timeout", TICK * ROUTE_TICKS);
+        store.set_epoch_deadline(slice);
         let (key_hash, seed, matched) = request;
         let api = bindings.mortise_plugin_router_api();
         match api.call_route(&mut *store, key_hash, seed, matched) {

@@ -1,15 +1,17 @@
 use crate::bindings::types;
-use crate::budget::{Budget, LOAD_TIMEOUT};
+use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT, TickClock};
+use crate::handles::Handles;
 use crate::limits::{LimitHit, Refusal};
 use crate::log::LogGate;
+use crate::recorder::Recorder;
 use crate::{GraphRunner, PluginLimits, PreparedGraph};
 use mortise_types::{Assets, Error, ErrorKind, RunControl, Tensor};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wasmtime::ResourceLimiter;
-use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+use wasmtime::component::Resource;
 
 /// What all instances of a plugin share.
 pub(crate) struct Shared {
@@ -35,7 +37,10 @@ pub struct GraphHandle(pub Arc<dyn PreparedGraph>);
 /// The host's side of one instance.
 pub(crate) struct State {
     pub shared: Arc<Shared>,
-    pub table: ResourceTable,
+    pub tensors: Handles<Tensor>,
+    pub builders: Handles<Recorder>,
+    pub graphs: Handles<GraphHandle>,
+    pub clock: TickClock,
     pub budget: Budget,
     pub control: RunControl,
     pub calls_left: u64,
@@ -46,30 +51,64 @@ pub(crate) struct State {
     /// normally a panic message.
     pub last_error_line: Option<String>,
     tensor_bytes: usize,
-    graph_count: usize,
     memory_bytes: usize,
     table_elements: usize,
 }
 
 impl State {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(shared.limits.max_handles);
-        let budget =
-            Budget::new(LOAD_TIMEOUT, Duration::ZERO, Duration::ZERO, None, Instant::now());
+    pub(crate) fn new(shared: Arc<Shared>, clock: TickClock) -> Self {
+        let (own, graph) = (shared.limits.load_timeout, shared.limits.graph_timeout);
+        let budget = Budget::new(LOAD_TIMEOUT, own, graph, None, clock.now());
         Self {
             shared,
-            table,
+            tensors: Handles::default(),
+            builders: Handles::default(),
+            graphs: Handles::default(),
+            clock,
             budget,
             control: RunControl::unbounded(),
             calls_left: 0,
             cause: None,
             last_error_line: None,
             tensor_bytes: 0,
-            graph_count: 0,
             memory_bytes: 0,
             table_elements: 0,
         }
+    }
+
+    /// Starts an entry to load.
+    pub(crate) fn begin_load(&mut self) {
+        let limits = &self.shared.limits;
+        let (own, graph) = (limits.load_timeout, limits.graph_timeout);
+        self.budget = Budget::new(LOAD_TIMEOUT, own, graph, None, self.clock.now());
+        self.calls_left = limits.max_host_calls_per_load;
+        self.control = RunControl::new(None, RunControl::DEFAULT_LOOP_ITERATIONS);
+        self.forget();
+    }
+
+    /// Starts an entry to answer a batch.
+    pub(crate) fn begin_call(&mut self, control: &RunControl) {
+        let limits = &self.shared.limits;
+        let (own, graph) = (limits.call_timeout, limits.graph_timeout);
+        let (deadline, now) = (control.deadline(), self.clock.now());
+        self.budget = Budget::new(CALL_TIMEOUT, own, graph, deadline, now);
+        self.calls_left = limits.max_host_calls_per_call;
+        self.control = control.clone();
+        self.forget();
+    }
+
+    /// Starts an entry of another kind, which runs no graphs. Returns the ticks
+    /// until it is over.
+    pub(crate) fn begin_short(&mut self, name: &'static str, limit: Duration) -> u64 {
+        self.budget = Budget::new(name, limit, Duration::ZERO, None, self.clock.now());
+        self.calls_left = self.shared.limits.max_host_calls_per_call;
+        self.forget();
+        self.budget.first_slice()
+    }
+
+    fn forget(&mut self) {
+        self.cause = None;
+        self.last_error_line = None;
     }
 
     /// Every function that a plugin can call starts with this.
@@ -142,9 +181,9 @@ impl State {
         if total > limit {
             return Err(LimitHit::count("max_tensor_bytes", limit).into());
         }
-        let handle = self.push(tensor)?;
+        self.room_for_handle()?;
         self.tensor_bytes = total;
-        Ok(handle)
+        Ok(self.tensors.insert(tensor))
     }
 
     /// Gives the plugin all of the tensors, or none.
@@ -165,43 +204,72 @@ impl State {
         Ok(handles)
     }
 
+    /// Lends the plugin the inputs of a call: all of them, or none.
+    pub(crate) fn lend(
+        &mut self,
+        tensors: Vec<Tensor>,
+        lent: &mut Vec<Resource<Tensor>>,
+    ) -> Result<(), Refusal> {
+        for tensor in tensors {
+            match self.hold(tensor) {
+                Ok(handle) => lent.push(Resource::new_borrow(handle.rep())),
+                Err(refusal) => {
+                    drop(self.take_back(lent));
+                    return Err(refusal);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what was lent.
+    pub(crate) fn take_back(&mut self, lent: &mut Vec<Resource<Tensor>>) -> wasmtime::Result<()> {
+        lent.drain(..).try_for_each(|borrow| {
+            let handle = Resource::new_own(borrow.rep());
+            self.release(handle).map(drop)
+        })
+    }
+
     /// Takes a tensor back.
     pub(crate) fn release(&mut self, handle: Resource<Tensor>) -> wasmtime::Result<Tensor> {
-        let tensor = self.table.delete(handle)?;
+        let tensor = self.tensors.remove(handle)?;
         self.tensor_bytes = self.tensor_bytes.saturating_sub(tensor.byte_len());
         Ok(tensor)
     }
 
-    /// Gives the plugin a builder or a graph.
-    pub(crate) fn push_graph<T: Send + 'static>(
+    /// Gives the plugin a builder.
+    pub(crate) fn hold_builder(
         &mut self,
-        entry: T,
-    ) -> Result<Resource<T>, Refusal> {
+        builder: Recorder,
+    ) -> Result<Resource<Recorder>, Refusal> {
+        self.room_for_graph()?;
+        Ok(self.builders.insert(builder))
+    }
+
+    /// Gives the plugin a graph.
+    pub(crate) fn hold_graph(
+        &mut self,
+        graph: GraphHandle,
+    ) -> Result<Resource<GraphHandle>, Refusal> {
+        self.room_for_graph()?;
+        Ok(self.graphs.insert(graph))
+    }
+
+    fn room_for_graph(&self) -> Result<(), Refusal> {
         let limit = self.shared.limits.max_graphs;
-        if self.graph_count >= limit {
+        if self.builders.count() + self.graphs.count() >= limit {
             return Err(LimitHit::count("max_graphs", limit).into());
         }
-        let handle = self.push(entry)?;
-        self.graph_count += 1;
-        Ok(handle)
+        self.room_for_handle()
     }
 
-    /// Takes a builder or a graph back.
-    pub(crate) fn delete_graph<T: Send + 'static>(
-        &mut self,
-        handle: Resource<T>,
-    ) -> wasmtime::Result<T> {
-        let entry = self.table.delete(handle)?;
-        self.graph_count -= 1;
-        Ok(entry)
-    }
-
-    fn push<T: Send + 'static>(&mut self, entry: T) -> Result<Resource<T>, Refusal> {
+    fn room_for_handle(&self) -> Result<(), Refusal> {
         let limit = self.shared.limits.max_handles;
-        self.table.push(entry).map_err(|error| match error {
-            ResourceTableError::Full => LimitHit::count("max_handles", limit).into(),
-            other => Refusal::Other(Error::internal(other.to_string())),
-        })
+        let held = self.tensors.count() + self.builders.count() + self.graphs.count();
+        if held >= limit {
+            return Err(LimitHit::count("max_handles", limit).into());
+        }
+        Ok(())
     }
 }
 

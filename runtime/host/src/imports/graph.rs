@@ -19,7 +19,7 @@ impl HostBuilder for State {
         self.enter_host()?;
         let recorder = Recorder::new(self.shared.limits.clone());
         // The contract's constructor cannot fail, so the limit is a trap here.
-        self.push_graph(recorder).map_err(|refusal| self.trap(refusal))
+        self.hold_builder(recorder).map_err(|refusal| self.trap(refusal))
     }
 
     fn input(&mut self, builder: Resource<Recorder>, spec: types::TensorSpec) -> Answer<u32> {
@@ -27,7 +27,7 @@ impl HostBuilder for State {
     }
 
     fn constant(&mut self, builder: Resource<Recorder>, value: Resource<Tensor>) -> Answer<u32> {
-        let tensor = self.table.get(&value)?.clone();
+        let tensor = self.tensors.get(&value)?.clone();
         self.record(&builder, |recorder| recorder.constant(tensor).map(number))
     }
 
@@ -67,20 +67,20 @@ impl HostBuilder for State {
 
     fn finish(&mut self, builder: Resource<Recorder>) -> Answer<Resource<GraphHandle>> {
         self.enter_host()?;
-        let recorder = self.delete_graph(builder)?;
-        let graph = self.prepare(recorder).and_then(|graph| self.push_graph(graph));
+        let recorder = self.builders.remove(builder)?;
+        let graph = self.prepare(recorder).and_then(|graph| self.hold_graph(graph));
         self.answer(graph)
     }
 
     fn drop(&mut self, builder: Resource<Recorder>) -> wasmtime::Result<()> {
-        self.delete_graph(builder).map(drop)
+        self.builders.remove(builder).map(drop)
     }
 }
 
 impl HostGraph for State {
     fn signature(&mut self, graph: Resource<GraphHandle>) -> wasmtime::Result<types::Signature> {
         self.enter_host()?;
-        Ok(self.table.get(&graph)?.0.signature().into())
+        Ok(self.graphs.get(&graph)?.0.signature().into())
     }
 
     fn run(
@@ -89,10 +89,10 @@ impl HostGraph for State {
         inputs: Vec<Resource<Tensor>>,
     ) -> Answer<Vec<Resource<Tensor>>> {
         self.enter_host()?;
-        let graph = self.table.get(&graph)?.0.clone();
+        let graph = self.graphs.get(&graph)?.0.clone();
         let inputs = inputs
             .iter()
-            .map(|input| self.table.get(input).cloned())
+            .map(|input| self.tensors.get(input).cloned())
             .collect::<Result<Vec<_>, _>>()?;
 
         let start = Instant::now();
@@ -104,7 +104,7 @@ impl HostGraph for State {
     }
 
     fn drop(&mut self, graph: Resource<GraphHandle>) -> wasmtime::Result<()> {
-        self.delete_graph(graph).map(drop)
+        self.graphs.remove(graph).map(drop)
     }
 }
 
@@ -115,7 +115,7 @@ impl State {
         action: impl FnOnce(&mut Recorder) -> Result<T, Refusal>,
     ) -> Answer<T> {
         self.enter_host()?;
-        let result = action(self.table.get_mut(builder)?);
+        let result = action(self.builders.get_mut(builder)?);
         self.answer(result)
     }
 
@@ -170,7 +170,7 @@ impl State {
             wit::Attribute::Int(value) => Attribute::Int(value),
             wit::Attribute::Float(value) => Attribute::Float(value),
             wit::Attribute::Text(value) => Attribute::String(value),
-            wit::Attribute::Tensor(value) => Attribute::Tensor(self.table.get(&value)?.clone()),
+            wit::Attribute::Tensor(value) => Attribute::Tensor(self.tensors.get(&value)?.clone()),
             wit::Attribute::Graph(handle) => return Ok(NewAttribute::Subgraph(handle)),
             wit::Attribute::Ints(value) => Attribute::Ints(value),
             wit::Attribute::Floats(value) => Attribute::Floats(value),

@@ -13,7 +13,7 @@ impl Host for State {}
 impl State {
     fn read<T: Element>(&mut self, handle: &Resource<Tensor>) -> Answer<Vec<T>> {
         self.enter_host()?;
-        let tensor = self.table.get(handle)?;
+        let tensor = self.tensors.get(handle)?;
         let list =
             self.check_list(tensor.byte_len()).and_then(|()| Ok(tensor.as_slice::<T>()?.to_vec()));
         self.answer(list)
@@ -31,22 +31,22 @@ impl State {
 impl HostTensor for State {
     fn dtype(&mut self, handle: Resource<Tensor>) -> wasmtime::Result<Dtype> {
         self.enter_host()?;
-        Ok(self.table.get(&handle)?.dtype().into())
+        Ok(self.tensors.get(&handle)?.dtype().into())
     }
 
     fn shape(&mut self, handle: Resource<Tensor>) -> wasmtime::Result<Vec<u64>> {
         self.enter_host()?;
-        Ok(self.table.get(&handle)?.shape().iter().map(|&dim| dim as u64).collect())
+        Ok(self.tensors.get(&handle)?.shape().iter().map(|&dim| dim as u64).collect())
     }
 
     fn length(&mut self, handle: Resource<Tensor>) -> wasmtime::Result<u64> {
         self.enter_host()?;
-        Ok(self.table.get(&handle)?.len() as u64)
+        Ok(self.tensors.get(&handle)?.len() as u64)
     }
 
     fn read_bytes(&mut self, handle: Resource<Tensor>) -> Answer<Vec<u8>> {
         self.enter_host()?;
-        let tensor = self.table.get(&handle)?;
+        let tensor = self.tensors.get(&handle)?;
         let strings = || Error::invalid("read-bytes is not for BYTES tensors; use read-strings");
         let list = self
             .check_list(tensor.byte_len())
@@ -72,7 +72,7 @@ impl HostTensor for State {
 
     fn read_strings(&mut self, handle: Resource<Tensor>) -> Answer<ByteStrings> {
         self.enter_host()?;
-        let tensor = self.table.get(&handle)?;
+        let tensor = self.tensors.get(&handle)?;
         let list = self.check_list(tensor.byte_len()).and_then(|()| {
             let strings = tensor.strings()?;
             let (data, offsets) = (strings.bytes().to_vec(), strings.offsets().to_vec());
