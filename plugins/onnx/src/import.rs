@@ -315,6 +315,10 @@ impl<'m, S: Sink> Importer<'_, 'm, S> {
         let mut arguments = Vec::with_capacity(node.attributes.len());
         for attribute in &node.attributes {
             if let Some(passed) = resolve(attribute, scope) {
+                // `Optional` names the type that an empty one would have.
+                if matches!(passed.value, AttributeValue::Type) && node.op == "Optional" {
+                    continue;
+                }
                 let argument = self.argument(&attribute.name, &passed, node)?;
                 arguments.push((attribute.name.as_str(), argument));
             }
@@ -340,7 +344,11 @@ impl<'m, S: Sink> Importer<'_, 'm, S> {
             AttributeValue::Reference(_) => {
                 return Err(at(node.offset, format!("attribute {name} refers to a reference")));
             }
-            AttributeValue::Other(kind) => {
+            AttributeValue::Type | AttributeValue::Other(_) => {
+                let kind = match passed.value {
+                    AttributeValue::Other(kind) => kind,
+                    _ => "a type",
+                };
                 return Err(Error::unsupported(format!(
                     "attribute {name} of node {} is {kind}, which is not supported",
                     describe(node)

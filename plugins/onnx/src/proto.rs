@@ -64,6 +64,8 @@ pub enum AttributeValue {
     Texts(Vec<Vec<u8>>),
     /// The value of the attribute of this name of the calling node.
     Reference(String),
+    /// A type. Values carry their own, so it is not kept.
+    Type,
     /// A kind that cannot be passed on: its name.
     Other(&'static str),
 }
@@ -275,7 +277,8 @@ impl<'f, 's> Parser<'f, 's> {
             9 => parts.texts.push(self.kept_text(field)?),
             10 => parts.other = Some("a list of tensors"),
             11 => parts.other = Some("a list of graphs"),
-            14 | 15 => parts.other = Some("a type"),
+            14 => parts.is_type = true,
+            15 => parts.other = Some("a list of types"),
             22 | 23 => parts.other = Some("a sparse tensor"),
             20 => parts.kind = field.int()?,
             21 => parts.reference = self.text(field)?,
@@ -467,6 +470,7 @@ struct AttributeParts {
     ints: Vec<i64>,
     floats: Vec<f32>,
     texts: Vec<Vec<u8>>,
+    is_type: bool,
     other: Option<&'static str>,
 }
 
@@ -493,7 +497,8 @@ impl AttributeParts {
             9 => V::Other("a list of tensors"),
             10 => V::Other("a list of graphs"),
             11 | 12 => V::Other("a sparse tensor"),
-            13 | 14 => V::Other("a type"),
+            13 => V::Type,
+            14 => V::Other("a list of types"),
             other => return Err(at(offset, format!("attribute type {other} is unknown"))),
         })
     }
@@ -510,6 +515,7 @@ impl AttributeParts {
             (!self.floats.is_empty(), 6),
             (!self.ints.is_empty(), 7),
             (!self.texts.is_empty(), 8),
+            (self.is_type, 13),
             (self.other.is_some(), 9),
         ];
         set.iter().find(|(is_set, _)| *is_set).map_or(7, |&(_, kind)| kind)

@@ -43,6 +43,12 @@ pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Resu
         let python = python::environment(workspace, "venv-bench", "tests/bench/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);
     }
+    last_object(workspace, command)
+}
+
+/// Runs a program, prints what it prints, and returns its last line, one JSON
+/// object, to which machine and commit are added.
+pub(crate) fn last_object(workspace: &Workspace, command: Command) -> Result<Value> {
     let mut last = String::new();
     let success = command.stream(|line| {
         if !last.is_empty() {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod components;
+mod conformance;
 mod python;
 mod sh;
 mod suite;
@@ -42,6 +43,12 @@ enum Task {
     },
     /// Run the long versions: 1,000 swaps, 200 kills, ten minutes of fuzzing.
     Soak,
+    /// Run ONNX's backend node tests; the last line printed is one JSON object.
+    OnnxConformance {
+        /// Run only the tests whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
     /// Measure; the last line printed is one JSON object.
     Bench {
         #[arg(value_enum)]
@@ -70,6 +77,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::run(&workspace),
         Task::Test { only } => suite::test(&workspace, only.as_deref()),
         Task::Soak => suite::soak(&workspace),
+        Task::OnnxConformance { only } => conformance::run(&workspace, &only),
         Task::Bench { what, args } => bench::run(&workspace, what, &args),
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::sh::{Command, seconds};
 use crate::workspace::Workspace;
-use crate::{bench, components, python, tidy};
+use crate::{bench, components, conformance, python, tidy};
 
 /// How long the open-ended tests go on.
 struct Effort {
@@ -66,6 +66,7 @@ const TEST: &[Step] = &[
     required("binaries", build_binaries),
     step("clippy", clippy),
     step("rust tests", rust_tests),
+    step("conformance", onnx_conformance),
     required("python", |plan| one(python_tests_environment(plan.workspace).map(drop))),
     step("models", |plan| python_script(plan, "tests/clients/models.py")),
     step("clients", |plan| python_script(plan, "tests/clients/demo.py")),
@@ -166,6 +167,10 @@ fn clippy(plan: &Plan) -> Result<Counts> {
 
 fn rust_tests(plan: &Plan) -> Result<Counts> {
     counted(plan.workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
+}
+
+fn onnx_conformance(plan: &Plan) -> Result<Counts> {
+    conformance::check(plan.workspace, &conformance::measure(plan.workspace, "")?)
 }
 
 fn python_tests_environment(workspace: &Workspace) -> Result<PathBuf> {

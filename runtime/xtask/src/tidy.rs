@@ -48,6 +48,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mortise-plugin-sdk", &[]),
     // What the fuzzer calls in its own process; the rest drives the binary.
     ("mortise-tests", &["mortise-wire", "plugin-onnx"]),
+    // The plugin host and the device in one process, without a server.
+    (
+        "mortise-conformance",
+        &["mortise-serve", "mortise-host", "mortise-graph", "mortise-compute", "mortise-types"],
+    ),
     ("xtask", &[]),
 ];
 

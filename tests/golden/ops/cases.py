@@ -1,5 +1,6 @@
 """What the generators share: a case is a small graph with inputs, run through
-onnxruntime, as one JSON object a line.
+onnxruntime (or ONNX's reference, where it has no such operator), as one JSON
+object a line.
 
 Inputs and constants are {t: dtype, s: shape, d: data}, then come the nodes in
 order and the expected outputs, or "error": true where onnxruntime refuses the
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 rng = np.random.default_rng(7)
 ML = "ai.onnx.ml"
@@ -110,7 +112,18 @@ def node_json(node):
     }
 
 
-def graph_case(name, nodes, inputs, outputs, opsets, consts=None, tol=1e-5, error=False):
+def answer(model, inputs, reference):
+    if reference:
+        return ReferenceEvaluator(model).run(None, inputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    feed = {k: (v.astype(object) if v.dtype.kind == "U" else v) for k, v in inputs.items()}
+    return session.run(None, feed)
+
+
+def graph_case(name, nodes, inputs, outputs, opsets, consts=None, tol=1e-5, error=False,
+               reference=False):
     consts = consts or {}
     inputs = {k: np.asarray(v) for k, v in inputs.items()}
     consts = {k: np.asarray(v) for k, v in consts.items()}
@@ -127,8 +140,6 @@ def graph_case(name, nodes, inputs, outputs, opsets, consts=None, tol=1e-5, erro
         [as_tensor(k, v) for k, v in consts.items()])
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid(d, v) for d, v in full.items()], ir_version=10)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     line = {
         "name": name, "tol": tol,
         "in": {k: tensor_json(v) for k, v in inputs.items()},
@@ -136,9 +147,7 @@ def graph_case(name, nodes, inputs, outputs, opsets, consts=None, tol=1e-5, erro
         "nodes": [node_json(n) for n in nodes],
     }
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options)
-        feed = {k: (v.astype(object) if v.dtype.kind == "U" else v) for k, v in inputs.items()}
-        got = session.run(None, feed)
+        got = answer(model, inputs, reference)
     except Exception as exception:
         if not error:
             skipped.append(f"{name}: {str(exception)[-200:]}")
@@ -152,7 +161,7 @@ def graph_case(name, nodes, inputs, outputs, opsets, consts=None, tol=1e-5, erro
 
 
 def case(op, inputs, outputs=1, opset=None, domain="", const=(), name=None, tol=1e-5,
-         error=False, **attributes):
+         error=False, reference=False, **attributes):
     """One node; `const` are the positions of inputs that are constants and
     None stands for an input that is left out."""
     names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
@@ -161,7 +170,7 @@ def case(op, inputs, outputs=1, opset=None, domain="", const=(), name=None, tol=
     consts = {f"x{i}": inputs[i] for i in const}
     opsets = {} if opset is None else {domain: opset}
     graph_case(name or f"{op}-{len(lines)}", [node], given, [f"y{i}" for i in range(outputs)],
-               opsets, consts, tol, error)
+               opsets, consts, tol, error, reference)
 
 
 def f32(*shape):

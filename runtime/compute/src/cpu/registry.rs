@@ -2,8 +2,9 @@
 
 use crate::cpu::op::{Entry, Operator};
 use crate::cpu::ops::{
-    attention, control, conv, elementwise, index_ops, matmul, ml_linear, ml_prep, ml_svm, ml_trees,
-    norm, pool, quant, random, recurrent, reduce, sequence, shape_ops, softmax, text,
+    attention, control, conv, determinant, elementwise, flex_attention, index_ops,
+    linear_attention, loss, matmul, ml_linear, ml_prep, ml_svm, ml_trees, norm, optimizers, pool,
+    quant, random, recurrent, reduce, rotary, sequence, shape_ops, signal, softmax, spatial, text,
 };
 use mortise_types::{Error, NodeDef, Result};
 
@@ -33,6 +34,8 @@ fn families(domain: &str) -> &'static [&'static [Entry]] {
     match domain {
         "" | "ai.onnx" => MAIN,
         "ai.onnx.ml" => ML,
+        "ai.onnx.preview" => &[flex_attention::ENTRIES],
+        "ai.onnx.preview.training" => &[optimizers::ENTRIES],
         "com.microsoft" => MICROSOFT,
         mortise_graph::FUSED_DOMAIN => FUSED,
         _ => &[],
@@ -43,8 +46,11 @@ const MAIN: &[&[Entry]] = &[
     attention::ENTRIES,
     control::ENTRIES,
     conv::ENTRIES,
+    determinant::ENTRIES,
     elementwise::ENTRIES,
     index_ops::ENTRIES,
+    linear_attention::ENTRIES,
+    loss::ENTRIES,
     matmul::ENTRIES,
     norm::ENTRIES,
     pool::ENTRIES,
@@ -52,9 +58,12 @@ const MAIN: &[&[Entry]] = &[
     random::ENTRIES,
     recurrent::ENTRIES,
     reduce::ENTRIES,
+    rotary::ENTRIES,
     sequence::ENTRIES,
     shape_ops::ENTRIES,
+    signal::ENTRIES,
     softmax::ENTRIES,
+    spatial::ENTRIES,
     text::ENTRIES,
 ];
 

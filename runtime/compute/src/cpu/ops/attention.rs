@@ -4,17 +4,18 @@
 
 mod embed;
 mod kernel;
+mod standard;
 
 use super::elementwise::number::Add;
-use super::elementwise::{Activation, activate, arithmetic, cast_tensor};
+use super::elementwise::{Activation, activate, arithmetic};
 use super::matmul::affine;
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use kernel::{Heads, Mask, Scaled};
-use mortise_types::{DType, Error, NodeDef, Result, Tensor};
+use mortise_types::{Error, NodeDef, Result, Tensor};
 use smallvec::smallvec;
 
 pub(crate) const ENTRIES: &[Entry] =
-    &[Entry { op: "Attention", since: 23, build: Attention::build }];
+    &[Entry { op: "Attention", since: 23, build: standard::Attention::build }];
 
 pub(crate) const MS_ENTRIES: &[Entry] = &[
     Entry { op: "Attention", since: 1, build: Packed::build },
@@ -172,61 +173,4 @@ fn add_bias(ctx: &OpContext<'_>, parts: &mut [Result<Tensor>; 3], bias: &Tensor)
         *part = Ok(arithmetic::<Add>(ctx, tensor.clone(), own)?);
     }
     Ok(())
-}
-
-/// ONNX's own operator.
-struct Attention {
-    query_heads: Option<usize>,
-    key_heads: Option<usize>,
-    scale: Option<f32>,
-    causal: bool,
-    softcap: f32,
-}
-
-impl Attention {
-    fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
-        let attributes = Attributes(node);
-        let given = |index: usize| node.inputs.get(index).copied().flatten().is_some();
-        if (4..node.inputs.len()).any(given) || node.outputs.iter().skip(1).any(Option::is_some) {
-            return Err(Error::unsupported(format!("{} with a past or present", node.describe())));
-        }
-        let count = |name: &str| -> Result<Option<usize>> {
-            Ok(attributes.int(name)?.and_then(|count| usize::try_from(count).ok()))
-        };
-        Ok(Box::new(Self {
-            query_heads: count("q_num_heads")?,
-            key_heads: count("kv_num_heads")?,
-            scale: attributes.float("scale")?,
-            causal: attributes.int_or("is_causal", 0)? != 0,
-            softcap: attributes.float_or("softcap", 0.0)?,
-        }))
-    }
-}
-
-impl Operator for Attention {
-    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
-        let dtype = inputs.tensor(0)?.dtype();
-        let single = |index: usize| cast_tensor(ctx, inputs.tensor(index)?, DType::F32);
-        let (q, k, v) = (single(0)?, single(1)?, single(2)?);
-        let rows = q.rank() == 3;
-        let (query, key, value) = (
-            Heads::of(&q, self.query_heads)?,
-            Heads::of(&k, self.key_heads)?,
-            Heads::of(&v, self.key_heads)?,
-        );
-        let scaled = Scaled {
-            scale: self.scale.unwrap_or(1.0 / (query.size as f32).sqrt()),
-            causal: self.causal.then_some(0),
-            softcap: self.softcap,
-            mask: Mask::of_scores(ctx, inputs.optional(3)?)?,
-        };
-        let output = scaled.run(ctx, &query, &key, &value)?;
-        let (batch, heads, length, size) = (query.batch, query.heads, query.length, value.size);
-        let output = if rows {
-            output.reshaped(&[batch, length, heads * size])?
-        } else {
-            kernel::heads_first(ctx, &output, [batch, length, heads, size])?
-        };
-        Ok(smallvec![cast_tensor(ctx, &output, dtype)?.into()])
-    }
 }

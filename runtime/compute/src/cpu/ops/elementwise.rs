@@ -2,7 +2,7 @@
 
 mod binary;
 mod cast;
-mod narrow;
+pub(crate) mod narrow;
 pub(crate) mod number;
 mod select;
 mod unary;

@@ -2,6 +2,7 @@
 //! a row is long enough for it to matter, and always in two passes.
 
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::ops::elementwise::cast_tensor;
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, bf16, f16};
 use smallvec::smallvec;
 
@@ -150,6 +151,8 @@ fn check_rank(op: &str, tensor: &Tensor, least: usize) -> Result<()> {
 
 struct BatchNorm {
     epsilon: f64,
+    /// How much of the running statistics a batch keeps, in training.
+    training: Option<f64>,
 }
 
 /// `y = (x - mean) * scale / sqrt(var + ε) + bias` with one of each a channel.
@@ -160,6 +163,22 @@ struct PerChannel {
 }
 
 impl PerChannel {
+    /// Mean and variance of each channel.
+    fn statistics(&self, input: &[f64]) -> [Vec<f64>; 2] {
+        let count = (input.len() / self.channels.max(1)) as f64;
+        let sums = |term: &dyn Fn(usize, f64) -> f64| {
+            let mut sums = vec![0.0; self.channels];
+            for (index, plane) in input.chunks_exact(self.plane.max(1)).enumerate() {
+                let channel = index % self.channels;
+                sums[channel] += plane.iter().map(|&x| term(channel, x)).sum::<f64>();
+            }
+            sums.iter().map(|sum| sum / count).collect::<Vec<f64>>()
+        };
+        let means = sums(&|_, x| x);
+        let variances = sums(&|channel, x| (x - means[channel]).powi(2));
+        [means, variances]
+    }
+
     fn apply<T: Real>(&self, input: &[T], params: &[Floats<'_, T>], output: &mut [T]) {
         let [scale, bias, mean, var] = params else { return };
         if self.plane == 0 {
@@ -179,13 +198,40 @@ impl PerChannel {
 impl BatchNorm {
     fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
         let attributes = Attributes(node);
-        if attributes.int_or("training_mode", 0)? != 0 {
-            return Err(Error::unsupported(format!("{}: training_mode = 1", node.describe())));
-        }
+        let training = attributes.int_or("training_mode", 0)? != 0;
+        let momentum = f64::from(attributes.float_or("momentum", 0.9)?);
         if attributes.int_or("spatial", 1)? != 1 {
             return Err(Error::unsupported(format!("{}: spatial = 0", node.describe())));
         }
-        Ok(Box::new(Self { epsilon: f64::from(attributes.float_or("epsilon", 1e-5)?) }))
+        let epsilon = f64::from(attributes.float_or("epsilon", 1e-5)?);
+        Ok(Box::new(Self { epsilon, training: training.then_some(momentum) }))
+    }
+
+    /// Normalises by the statistics of the batch, and moves the running ones
+    /// towards them.
+    fn train(
+        &self,
+        ctx: &OpContext<'_>,
+        input: &Tensor,
+        params: &[&Tensor],
+        kernel: &PerChannel,
+        momentum: f64,
+    ) -> Result<Outputs> {
+        let [scale, bias, mean, variance] = params else {
+            return Err(Error::internal("batch normalisation takes four parameters"));
+        };
+        let batch = kernel.statistics(&wide(input)?);
+        let own = |of: usize| Tensor::from_vec(&[kernel.channels], batch[of].clone());
+        let (own_mean, own_variance) = (own(0)?, own(1)?);
+        let params = [*scale, *bias, &own_mean, &own_variance];
+        let output = in_float(ctx, input, &params, kernel)?;
+        let moved = |running: &Tensor, batch: &[f64]| -> Result<Tensor> {
+            let mix = |(old, new): (&f64, &f64)| old * momentum + new * (1.0 - momentum);
+            let values = wide(running)?.iter().zip(batch).map(mix).collect();
+            cast_tensor(ctx, &Tensor::from_vec(running.shape(), values)?, running.dtype())
+        };
+        let (mean, variance) = (moved(mean, &batch[0])?, moved(variance, &batch[1])?);
+        Ok([output, mean, variance].into_iter().map(Into::into).collect())
     }
 }
 
@@ -200,6 +246,9 @@ impl Operator for BatchNorm {
         }
         let plane = input.shape().iter().skip(2).product();
         let kernel = PerChannel { channels, plane, epsilon: self.epsilon };
+        if let Some(momentum) = self.training {
+            return self.train(ctx, input, &params, &kernel, momentum);
+        }
         Ok(smallvec![in_float(ctx, input, &params, &kernel)?.into()])
     }
 }

@@ -1,5 +1,6 @@
 //! Quantisation, and integer products with zero points.
 
+mod general;
 mod linear;
 mod product;
 

@@ -1,5 +1,6 @@
 //! Operators that move data or talk about shapes, for every element type.
 
+mod bitcast;
 mod constant;
 mod pad;
 mod reshape;
@@ -11,6 +12,7 @@ use crate::cpu::op::Entry;
 pub(crate) use slice::concatenate;
 
 pub(crate) const ENTRIES: &[Entry] = &[
+    Entry { op: "BitCast", since: 26, build: bitcast::BitCast::build },
     Entry { op: "Concat", since: 1, build: slice::Concat::build },
     Entry { op: "Constant", since: 1, build: constant::Constant::build },
     Entry { op: "ConstantOfShape", since: 9, build: constant::ConstantOfShape::build },

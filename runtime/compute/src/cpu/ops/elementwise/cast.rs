@@ -7,8 +7,9 @@ use crate::cpu::ops::layout::StringsOut;
 use mortise_types::{DType, Element, Error, NodeDef, Result, Tensor, bf16, f16};
 use smallvec::smallvec;
 
+/// To the dtype of the attribute, or to that of a second input.
 struct Cast {
-    to: DType,
+    to: Option<DType>,
     /// Whether 8-bit floats saturate instead of overflowing.
     saturate: bool,
 }
@@ -17,33 +18,33 @@ pub(crate) fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
     let number = Attributes(node).int("to")?;
     let to = number.and_then(|to| DType::from_onnx(i32::try_from(to).ok()?));
     let to = to.ok_or_else(|| Error::invalid(format!("Cast: to = {number:?} is no dtype")))?;
-    let saturate = Attributes(node).int_or("saturate", 1)? != 0;
-    Ok(Box::new(Cast { to, saturate }))
+    Ok(Box::new(Cast { to: Some(to), saturate: saturates(node)? }))
+}
+
+pub(crate) fn build_like(node: &NodeDef) -> Result<Box<dyn Operator>> {
+    Ok(Box::new(Cast { to: None, saturate: saturates(node)? }))
+}
+
+fn saturates(node: &NodeDef) -> Result<bool> {
+    match Attributes(node).text("round_mode")? {
+        None | Some("up") => Ok(Attributes(node).int_or("saturate", 1)? != 0),
+        Some(other) => {
+            Err(Error::unsupported(format!("{}: round_mode \"{other}\"", node.describe())))
+        }
+    }
 }
 
 impl Operator for Cast {
     fn run(&self, ctx: &OpContext<'_>, mut inputs: Inputs<'_>) -> Result<Outputs> {
+        let to = self.to.map_or_else(|| inputs.tensor(1).map(Tensor::dtype), Ok)?;
         let tensor = inputs.take(0)?;
-        if tensor.dtype() == self.to {
+        if tensor.dtype() == to {
             return Ok(smallvec![tensor.into()]);
         }
-        if let (false, Some(codec)) = (self.saturate, Codec::of(self.to)) {
-            return Ok(smallvec![narrowed(ctx, &tensor, self.to, codec, false)?.into()]);
+        if let (false, Some(codec)) = (self.saturate, Codec::of(to)) {
+            return Ok(smallvec![narrowed(ctx, &tensor, to, codec, false)?.into()]);
         }
-        Ok(smallvec![cast_tensor(ctx, &tensor, self.to)?.into()])
-    }
-}
-
-struct CastLike;
-
-pub(crate) fn build_like(_node: &NodeDef) -> Result<Box<dyn Operator>> {
-    Ok(Box::new(CastLike))
-}
-
-impl Operator for CastLike {
-    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
-        let to = inputs.tensor(1)?.dtype();
-        Ok(smallvec![cast_tensor(ctx, inputs.tensor(0)?, to)?.into()])
+        Ok(smallvec![cast_tensor(ctx, &tensor, to)?.into()])
     }
 }
 

@@ -32,7 +32,7 @@ enum Specials {
     NanOnly,
     /// Minus zero is NaN; there is no infinity.
     NegativeZero,
-    /// Every code is a finite number.
+    /// Every code is a finite number; NaN becomes minus zero.
     None,
 }
 
@@ -71,13 +71,16 @@ impl Codec {
     }
 
     /// Floats round to the nearest, ties to even, and saturate if asked to;
-    /// integers are truncated towards zero and keep their low bits.
+    /// exponents round up and lose the sign; integers are truncated towards zero and keep their low bits.
     pub(crate) fn encode(self, value: f64, saturate: bool) -> u8 {
         match self {
             Self::Float(float) => float.encode(value, saturate),
-            Self::Exponent if value.is_nan() => 255,
-            Self::Exponent if value.abs() == 0.0 => 0,
-            Self::Exponent => (value.abs().log2().ceil() + 127.0).clamp(0.0, 254.0) as u8,
+            Self::Exponent if !value.is_finite() => 255,
+            Self::Exponent if value == 0.0 => 0,
+            Self::Exponent => {
+                let largest = if saturate { 254.0 } else { 255.0 };
+                (value.abs().log2().ceil() + 127.0).clamp(0.0, largest) as u8
+            }
             Self::Integer { bits, .. } => (value as i64 as u8) & mask(bits),
         }
     }
@@ -140,9 +143,8 @@ impl MiniFloat {
 
     fn nan(self) -> u8 {
         match self.specials {
-            Specials::NegativeZero => self.sign(),
+            Specials::NegativeZero | Specials::None => self.sign(),
             Specials::Ieee | Specials::NanOnly => self.sign() - 1,
-            Specials::None => self.largest(),
         }
     }
 
@@ -241,7 +243,12 @@ mod tests {
             (DType::F4E2M1, 5.0, true, 0x06),
             (DType::F4E2M1, -100.0, true, 0x0f),
             (DType::I4, -3.7, true, 0x0d),
+            (DType::F4E2M1, f64::NAN, true, 0x08),
             (DType::F8E8M0, 4.0, true, 129),
+            (DType::F8E8M0, 5.0, true, 130),
+            (DType::F8E8M0, 3e38, true, 254),
+            (DType::F8E8M0, 3e38, false, 255),
+            (DType::F8E8M0, f64::INFINITY, true, 255),
         ];
         for (dtype, value, saturate, want) in cases {
             let got = Codec::of(dtype).unwrap().encode(value, saturate);

@@ -1,13 +1,15 @@
 //! Floats as small integers and back.
 
+use super::general::{Operands, dequantize, quantize};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::ops::elementwise::narrow::Codec;
 use crate::cpu::ops::layout::{axis, by_dtype, dim, element_count, floats};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor};
 use smallvec::smallvec;
 use std::borrow::Cow;
 
 /// Which scale and zero point an element has.
-struct Grid {
+pub(super) struct Grid {
     /// Elements that share a place along the axis: those inside of it.
     inner: usize,
     size: usize,
@@ -19,7 +21,7 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(input: &Tensor, scale: &Tensor, along: i64, block: usize) -> Result<Self> {
+    pub(super) fn new(input: &Tensor, scale: &Tensor, along: i64, block: usize) -> Result<Self> {
         let shape = input.shape();
         if scale.len() == 1 && block == 0 {
             return Ok(Self { inner: 1, size: 1, block: 1, blocks: 1, blocked: false });
@@ -47,7 +49,7 @@ impl Grid {
         Ok(Self { inner, size, block, blocks, blocked: true })
     }
 
-    fn place(&self, element: usize) -> usize {
+    pub(super) fn place(&self, element: usize) -> usize {
         let along = element / self.inner % self.size / self.block;
         if !self.blocked {
             return along;
@@ -57,23 +59,33 @@ impl Grid {
     }
 }
 
-struct Parameters {
-    axis: i64,
-    block: usize,
+pub(super) struct Parameters {
+    pub(super) axis: i64,
+    pub(super) block: usize,
     dtype: Option<DType>,
+    /// The type in which `x / scale` is computed; that of the scale by default.
+    pub(super) precision: Option<DType>,
+    /// Whether 8-bit floats saturate instead of overflowing.
+    pub(super) saturate: bool,
 }
 
 impl Parameters {
     fn of(node: &NodeDef) -> Result<Self> {
         let attributes = Attributes(node);
-        let dtype = match attributes.int_or("output_dtype", 0)? {
-            0 => None,
-            number => i32::try_from(number).ok().and_then(DType::from_onnx),
+        let dtype = |name: &str| match attributes.int_or(name, 0)? {
+            0 => Ok(None),
+            number => {
+                i32::try_from(number).ok().and_then(DType::from_onnx).map(Some).ok_or_else(|| {
+                    Error::unsupported(format!("{}: {name} = {number}", node.describe()))
+                })
+            }
         };
         Ok(Self {
             axis: attributes.int_or("axis", 1)?,
             block: dim(attributes.int_or("block_size", 0)?)?,
-            dtype,
+            dtype: dtype("output_dtype")?,
+            precision: dtype("precision")?,
+            saturate: attributes.int_or("saturate", 1)? != 0,
         })
     }
 }
@@ -109,6 +121,16 @@ impl Operator for Quantize {
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
         let (input, scale, zero) = (inputs.tensor(0)?, inputs.tensor(1)?, inputs.optional(2)?);
         let dtype = zero.map(Tensor::dtype).or(self.0.dtype).unwrap_or(DType::U8);
+        if self.0.dtype.is_some_and(|wanted| wanted != dtype) {
+            return Err(Error::invalid(format!("a zero point {zero:?} is not of output_dtype")));
+        }
+        let everyday = scale.dtype() == DType::F32
+            && self.0.precision.is_none_or(|precision| precision == DType::F32)
+            && matches!(dtype, DType::U8 | DType::I8 | DType::U16 | DType::I16);
+        if !everyday {
+            let on = Operands { input, scale, zero };
+            return Ok(smallvec![quantize(ctx, &on, &self.0, dtype)?.into()]);
+        }
         let grid = Grid::new(input, scale, self.0.axis, self.0.block)?;
         let zeros = zero_points(zero, scale.len())?;
         let values = float_values(input)?;
@@ -155,6 +177,15 @@ impl Dequantize {
 impl Operator for Dequantize {
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
         let (input, scale, zero) = (inputs.tensor(0)?, inputs.tensor(1)?, inputs.optional(2)?);
+        if zero.is_some_and(|zero| zero.dtype() != input.dtype()) {
+            return Err(Error::invalid(format!("a zero point {zero:?} does not fit {input:?}")));
+        }
+        let dtype = self.0.dtype.unwrap_or(scale.dtype());
+        let everyday = scale.dtype() == DType::F32 && dtype == DType::F32;
+        if !everyday || Codec::of(input.dtype()).is_some() {
+            let on = Operands { input, scale, zero };
+            return Ok(smallvec![dequantize(ctx, &on, &self.0, dtype)?.into()]);
+        }
         let grid = Grid::new(input, scale, self.0.axis, self.0.block)?;
         let zeros = zero_points(zero, scale.len())?;
         let scales = scale.as_slice::<f32>()?;
