@@ -1,9 +1,11 @@
 //! `mortise-bench`: what `cargo xtask bench` runs. Each benchmark prints a
 //! table and, as its last line, one JSON object.
 
+mod batching;
 mod crash;
 mod floor;
 mod footprint;
+mod overload;
 mod peers;
 mod report;
 mod serve;
@@ -28,6 +30,10 @@ enum Bench {
     Footprint,
     /// `kill -9` during deployments.
     Crash(crash::Args),
+    /// Merged requests beside single ones, on a perceptron.
+    Batching(batching::Args),
+    /// Three times the capacity, offered open-loop.
+    Overload(overload::Args),
     /// The floor itself: a bare hyper server, on a port that it prints.
     #[command(hide = true)]
     Floor,
@@ -39,6 +45,8 @@ fn main() -> Result<()> {
         Bench::Serve(args) => serve::run(&args),
         Bench::Footprint => footprint::run(),
         Bench::Crash(args) => crash::run(&args),
+        Bench::Batching(args) => batching::run(&args),
+        Bench::Overload(args) => overload::run(&args),
         Bench::Floor => floor::run(),
     }
 }

@@ -8,3 +8,4 @@ mod graph_bombs;
 mod guests;
 mod protocol;
 mod recovery;
+mod serving;

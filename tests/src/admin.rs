@@ -20,6 +20,8 @@ pub struct Deployment {
     pub version: Option<u64>,
     /// The self-test file and the data files it names.
     pub tests: Option<(String, Vec<File>)>,
+    /// How requests wait, merge and are limited; `null` for the defaults.
+    pub serving: Value,
 }
 
 /// A file by name.
@@ -78,6 +80,12 @@ impl Deployment {
     #[must_use]
     pub fn transform(mut self, transform: Part) -> Self {
         self.transforms.push(transform);
+        self
+    }
+
+    #[must_use]
+    pub fn serving(mut self, serving: Value) -> Self {
+        self.serving = serving;
         self
     }
 
@@ -185,6 +193,9 @@ impl Admin {
         }
         let transforms = deployment.transforms.iter().map(|part| part_json(part, &mut upload));
         body["transforms"] = transforms.collect::<Result<Vec<_>>>()?.into();
+        if !deployment.serving.is_null() {
+            body["serving"] = deployment.serving.clone();
+        }
         if let Some((toml, data)) = &deployment.tests {
             let data = files_json(data, &mut upload)?;
             body["tests"] = json!({"upload": upload(toml.as_bytes())?, "data": data});

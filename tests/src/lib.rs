@@ -7,6 +7,7 @@ pub mod http1;
 pub mod infer;
 pub mod load;
 pub mod onnx;
+pub mod open_loop;
 pub mod paths;
 pub mod server;
 pub mod stats;

@@ -196,19 +196,20 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-struct Connection {
+/// One keep-alive connection.
+pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr) -> Result<Self> {
+    pub(crate) async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await.context("connect")?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::with_capacity(16 * 1024) })
     }
 
-    async fn exchange(&mut self, request: &[u8]) -> Result<Frame> {
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Frame> {
         self.stream.write_all(request).await?;
         loop {
             let count = self.stream.read_buf(&mut self.buffer).await?;
@@ -219,11 +220,15 @@ impl Connection {
         }
     }
 
+    pub(crate) fn head(&self, frame: &Frame) -> &[u8] {
+        &self.buffer[..frame.head_bytes]
+    }
+
     fn body(&self, frame: &Frame) -> &[u8] {
         &self.buffer[frame.head_bytes..frame.total_bytes]
     }
 
-    fn consume(&mut self, frame: &Frame) {
+    pub(crate) fn consume(&mut self, frame: &Frame) {
         self.buffer.drain(..frame.total_bytes);
     }
 }

@@ -202,6 +202,72 @@ pub fn tagged_network(tag: f32) -> Vec<u8> {
         .model()
 }
 
+/// A perceptron of square layers: `x` `[N, width]` to `y` `[N, width]`.
+pub fn perceptron(layers: usize, width: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(3);
+    // Scaled so that values neither vanish nor grow from layer to layer.
+    let scale = (6.0 / width as f32).sqrt();
+    let mut graph =
+        Graph::default().input("x", &[-1, width as i64]).output("y", &[-1, width as i64]);
+    for layer in 0..layers {
+        let (input, output) = (layer_name(layer), layer_name(layer + 1));
+        let (weight, sum) = (format!("w{layer}"), format!("s{layer}"));
+        let count = width * width;
+        let values: Vec<f32> =
+            repeat_with(|| (random.f32() * 2.0 - 1.0) * scale).take(count).collect();
+        graph = graph
+            .floats(&weight, &[width as i64, width as i64], &values)
+            .node("MatMul", &[&input, &weight], &[&sum])
+            .node("Relu", &[&sum], &[&output]);
+    }
+    graph.node("Identity", &[&layer_name(layers)], &["y"]).model()
+}
+
+fn layer_name(layer: usize) -> String {
+    if layer == 0 { "x".to_owned() } else { format!("h{layer}") }
+}
+
+/// A model of `x` `[N, 32]` to `y` `[N, 32]` that computes for long on little
+/// data: each number becomes a row of `width`, which goes through `layers`
+/// square layers. Merging gains nothing, since one request fills the kernels.
+pub fn heavy(layers: usize, width: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(4);
+    let (width, scale) = (width as i64, (6.0 / width as f32).sqrt());
+    let mut many = |count: i64| -> Vec<f32> {
+        repeat_with(|| (random.f32() * 2.0 - 1.0) * scale).take(count as usize).collect()
+    };
+    let mut graph = Graph::default()
+        .input("x", &[-1, 32])
+        .output("y", &[-1, 32])
+        .int64s("column", &[3], &[-1, 32, 1])
+        .floats("spread", &[1, 1, width], &many(width))
+        .node("Reshape", &["x", "column"], &["c"])
+        .node("Mul", &["c", "spread"], &["h0"]);
+    for layer in 0..layers {
+        let names = [format!("h{layer}"), format!("w{layer}"), format!("s{layer}")];
+        graph = graph
+            .floats(&names[1], &[width, width], &many(width * width))
+            .node("MatMul", &[&names[0], &names[1]], &[&names[2]])
+            .node("Relu", &[&names[2]], &[&format!("h{}", layer + 1)]);
+    }
+    let axes = Message::default().text(1, "axes").int(8, 2).int(20, 7);
+    let last = format!("h{layers}");
+    graph.node_with("ReduceMean", &[&last], &["y"], &[axes, int_attribute("keepdims", 0)]).model()
+}
+
+/// `y = x + h` and `h_out = x + h`: a running sum over the requests of a
+/// sequence, all of shape `[N, 1]`.
+pub fn running_sum() -> Vec<u8> {
+    Graph::default()
+        .input("x", &[-1, 1])
+        .input("h", &[-1, 1])
+        .output("y", &[-1, 1])
+        .output("h_out", &[-1, 1])
+        .node("Add", &["x", "h"], &["y"])
+        .node("Identity", &["y"], &["h_out"])
+        .model()
+}
+
 /// `y = x + tag`, of shape `[N, 1]`: the smallest model with an answer of its own.
 pub fn tagged_sum(tag: f32) -> Vec<u8> {
     Graph::default()

@@ -1,5 +1,6 @@
 use crate::background;
 use crate::config::DeployConfig;
+use crate::ensemble::ENSEMBLE;
 use crate::memory::{Ledger, Reservation};
 use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
 use crate::request::{DeployRequest, NamedUpload};
@@ -330,6 +331,7 @@ impl Deployer {
             plugin_digest: model.plugin_digest.clone(),
             stages: Vec::new(),
             tests: warmed.report.clone(),
+            merging: warmed.merging.clone(),
             memory_bytes: warmed.built.reservation.bytes(),
         };
         self.publish(warmed);
@@ -374,6 +376,16 @@ impl Deployer {
 
     fn restore_all(&self) -> Result<()> {
         let endpoints = self.ctx.store.endpoints()?;
+        // Ensembles last: they are made of what the others serve.
+        let is_ensemble =
+            |endpoint: &StoredEndpoint| endpoint.live.version.model.plugin == ENSEMBLE;
+        let (ensembles, models): (Vec<_>, Vec<_>) = endpoints.into_iter().partition(is_ensemble);
+        self.restore_each(&models);
+        self.restore_each(&ensembles);
+        Ok(())
+    }
+
+    fn restore_each(&self, endpoints: &[StoredEndpoint]) {
         let next = AtomicUsize::new(0);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         // Nothing is served yet, so these run at ordinary priority.
@@ -386,7 +398,6 @@ impl Deployer {
                 });
             }
         });
-        Ok(())
     }
 
     fn restore(&self, endpoint: &StoredEndpoint) {
@@ -559,6 +570,7 @@ fn out_of_service(endpoint: &StoredEndpoint) -> Reversion {
 
 fn check_request(request: &DeployRequest, max_files: usize) -> Result<()> {
     check_name("endpoint", &request.name)?;
+    request.serving.resolve()?;
     if request.version == Some(0) {
         return Err(Error::invalid("versions count from 1"));
     }

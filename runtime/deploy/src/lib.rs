@@ -13,11 +13,14 @@
 mod background;
 mod config;
 mod deployer;
+pub mod ensemble;
+mod generate;
 mod memory;
 mod pipeline;
 mod request;
 mod retire;
 pub mod selftest;
+pub mod serving;
 mod stage;
 mod status;
 mod store;
@@ -31,7 +34,7 @@ pub use request::{DeployRequest, NamedUpload, PluginRef, TestUpload, TransformRe
 pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};
 pub use status::{
     AssetInfo, AuditEntry, AuditQuery, Deployed, EndpointState, EndpointStatus, GcReport,
-    InProgress, PartInfo, Reversion, RevisionInfo, SignatureInfo, StoreStatus, TensorInfo,
+    InProgress, Merging, PartInfo, Reversion, RevisionInfo, SignatureInfo, StoreStatus, TensorInfo,
     VersionInfo,
 };
 pub use store::{Upload, UploadWriter};

@@ -3,15 +3,17 @@
 
 use crate::background;
 use crate::config::DeployLimits;
+use crate::ensemble::{self, ENSEMBLE};
+use crate::generate;
 use crate::memory::{Ledger, Reservation};
 use crate::request::{DeployRequest, NamedUpload, PluginRef};
 use crate::selftest::{self, Report, SelfTest};
-use crate::status::{AssetInfo, PartInfo, RevisionInfo, VersionInfo};
+use crate::status::{AssetInfo, Merging, PartInfo, RevisionInfo, VersionInfo};
 use crate::store::{Numbers, Pin, Store, Upload, now_ms};
 use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
 use mortise_host::{LoadRequest, PluginLimits, World};
 use mortise_serve::{Registry, Revision, RevisionParts, Stage as ServeStage};
-use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl, Tensor};
+use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,6 +25,9 @@ const INSTANCE_BYTES: u64 = 4 << 20;
 
 /// Time for the run that warms a revision up.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Recorded examples that a warm-up runs.
+const MAX_WARM_UP_EXAMPLES: usize = 16;
 
 /// What the stages work with.
 pub(crate) struct Context {
@@ -78,6 +83,7 @@ pub(crate) struct SelfTested<'a> {
     built: Built,
     report: Option<Report>,
     tests: Option<SelfTest>,
+    merging: Merging,
 }
 
 /// Ready to answer.
@@ -85,6 +91,7 @@ pub(crate) struct Warmed<'a> {
     pub(crate) subject: Subject<'a>,
     pub(crate) built: Built,
     pub(crate) report: Option<Report>,
+    pub(crate) merging: Merging,
 }
 
 pub(crate) struct Built {
@@ -133,7 +140,10 @@ impl<'a> Uploaded<'a> {
         let ctx = subject.ctx;
         let roles = subject.parts().map(|(part, world)| {
             let component = ctx.store.map(&part.plugin_digest)?;
-            let plugin = ctx.toolchain.verify(&part.plugin_digest, component);
+            let plugin = match part.plugin == ENSEMBLE {
+                true => ensemble::verify(&part.plugin_digest, &component, &ctx.registry),
+                false => ctx.toolchain.verify(&part.plugin_digest, component),
+            };
             let plugin = plugin.map_err(|error| about(part, error))?;
             match plugin.world() == world {
                 true => Ok(plugin),
@@ -169,6 +179,7 @@ impl<'a> Verified<'a> {
             number: subject.numbers.revision,
             version: subject.numbers.version,
             stages: stages.collect::<Result<_>>()?,
+            options: subject.version.serving.resolve()?,
             created: UNIX_EPOCH + Duration::from_millis(subject.version.created_ms),
         })?);
         reservation.resize(subject.actual_bytes(&revision))?;
@@ -194,26 +205,39 @@ impl<'a> Compiled<'a> {
         let live = live.as_deref().map(|live| live as &dyn selftest::Subject);
         let run = |tests: &SelfTest| tests.run(&*built.revision, live, deadline);
         let report = tests.as_ref().map(run).transpose()?;
-        Ok(SelfTested { subject, built, report, tests })
+        let merging = selftest::merging::check(&built.revision, tests.as_ref(), deadline);
+        if let Merging::Off(reason) = &merging {
+            tracing::info!(endpoint = subject.endpoint, reason, "requests are not merged");
+        }
+        Ok(SelfTested { subject, built, report, tests, merging })
     }
 }
 
 impl<'a> SelfTested<'a> {
-    /// Runs the revision once, so that its first request finds caches, arenas
-    /// and instances filled and its time is known. The answer does not matter:
-    /// inputs made up of zeros may well be refused.
+    /// Runs the revision, so that its first requests find caches, arenas and
+    /// instances filled and its time is known. The answers do not matter:
+    /// inputs that are made up may well be refused.
     pub(crate) fn warm(self) -> Warmed<'a> {
-        let Self { subject, built, report, tests } = self;
-        let examples = tests.as_ref().and_then(|tests| tests.first_inputs(&*built.revision));
-        let inputs = examples.or_else(|| zero_inputs(&built.revision));
+        let Self { subject, built, report, tests, merging } = self;
         let deadline = Instant::now() + WARM_UP_TIMEOUT;
         let control = RunControl::new(Some(deadline), RunControl::DEFAULT_LOOP_ITERATIONS);
-        if let Some(inputs) = inputs
-            && let Err(error) = built.revision.run_blocking(inputs, &control)
-        {
-            tracing::debug!(endpoint = subject.endpoint, %error, "the warm-up run failed");
+        let mut recorded = match &tests {
+            Some(tests) => tests.all_inputs(&*built.revision),
+            None => Vec::new(),
+        };
+        let warm_up = &subject.version.serving.warm_up;
+        let sizes: &[usize] = match recorded.is_empty() && warm_up.batch_sizes.is_empty() {
+            true => &[1],
+            false => &warm_up.batch_sizes,
+        };
+        recorded.truncate(MAX_WARM_UP_EXAMPLES);
+        recorded.extend(sizes.iter().filter_map(|&rows| generate::zeros(&built.revision, rows)));
+        for inputs in recorded.iter().cycle().take(recorded.len() * warm_up.runs.unwrap_or(1)) {
+            if let Err(error) = built.revision.run_blocking(inputs.clone(), &control) {
+                tracing::debug!(endpoint = subject.endpoint, %error, "a warm-up run failed");
+            }
         }
-        Warmed { subject, built, report }
+        Warmed { subject, built, report, merging }
     }
 }
 
@@ -312,6 +336,7 @@ impl Intake<'_> {
             transforms,
             tests_digest,
             test_data,
+            serving: request.serving,
         };
         Ok((request.name, version))
     }
@@ -326,6 +351,16 @@ impl Intake<'_> {
             PluginRef::Builtin(name) => {
                 let digest = self.ctx.builtin(&name)?.digest.clone();
                 (name, digest)
+            }
+            PluginRef::Uploaded { name, .. } if name == ENSEMBLE => {
+                return Err(Error::invalid(
+                    "a plugin cannot be called \"ensemble\"; give its file another name",
+                ));
+            }
+            PluginRef::Ensemble { file } => {
+                let digest = file.digest().to_string();
+                self.uploads.push(file);
+                (ENSEMBLE.to_string(), digest)
             }
             PluginRef::Uploaded { name, component } => {
                 let digest = component.digest().to_string();
@@ -400,14 +435,4 @@ fn wrong_world(part: &PartInfo, is: World, wanted: World) -> Error {
          transforms with --transform",
         part.plugin
     ))
-}
-
-/// One row of zeros; `None` when the signature leaves no such input.
-fn zero_inputs(revision: &Revision) -> Option<Vec<(String, Tensor)>> {
-    let zero = |spec: &mortise_types::TensorSpec| {
-        let dims: Vec<usize> =
-            spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).collect();
-        Some((spec.name.clone(), Tensor::zeros(spec.dtype, &dims).ok()?))
-    };
-    revision.signature().inputs.iter().map(zero).collect()
 }

@@ -1,3 +1,4 @@
+use crate::serving::ServingInfo;
 use crate::store::Upload;
 use serde_json::{Map, Value};
 
@@ -17,6 +18,8 @@ pub struct DeployRequest {
     pub config: Map<String, Value>,
     /// Run in this order in front of the model.
     pub transforms: Vec<TransformRequest>,
+    /// How requests wait, merge and are limited; see [`crate::serving`].
+    pub serving: ServingInfo,
     /// Checked before the deployment goes live; see [`crate::selftest`].
     pub tests: Option<TestUpload>,
     /// Who deploys, for the audit log.
@@ -34,6 +37,8 @@ pub struct TransformRequest {
 pub enum PluginRef {
     /// One of [`crate::DeployConfig::builtins`], by name: `onnx`, `mlp`.
     Builtin(String),
+    /// Deployed models in a row; see [`crate::ensemble`].
+    Ensemble { file: Upload },
     /// A component of the deployer's own. `name` is used in messages.
     Uploaded { name: String, component: Upload },
 }

@@ -73,6 +73,7 @@
 mod checks;
 mod holdout;
 mod limit;
+pub(crate) mod merging;
 mod values;
 
 use checks::{Example, Invariance, Range};
@@ -226,10 +227,10 @@ impl SelfTest {
         Ok(report)
     }
 
-    /// The inputs of the first example, for the warm-up run.
-    pub(crate) fn first_inputs(&self, subject: &dyn Subject) -> Option<Named> {
-        let example = self.examples.first()?;
-        tensors(&example.inputs, &subject.signature().inputs).ok()
+    /// The inputs of every example that fits, for warm-up runs.
+    pub(crate) fn all_inputs(&self, subject: &dyn Subject) -> Vec<Named> {
+        let specs = &subject.signature().inputs;
+        self.examples.iter().filter_map(|example| tensors(&example.inputs, specs).ok()).collect()
     }
 
     fn check_ranges(&self, outputs: &Named, on: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What the admin API shows. These types are serialised as they are.
 
 use crate::selftest::Report;
+use crate::serving::ServingInfo;
 use crate::stage::{Stage, StageTiming};
 use mortise_types::{Signature, TensorSpec};
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,19 @@ pub struct Deployed {
     pub stages: Vec<StageTiming>,
     /// `None` when the deployment carried no tests.
     pub tests: Option<Report>,
+    /// Whether requests may be merged, and if not, why.
+    pub merging: Merging,
     /// Bytes reserved for the new revision: weights, arena, instances.
     pub memory_bytes: u64,
+}
+
+/// Whether requests to a revision may be merged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum Merging {
+    /// Rows together were seen to give what rows alone give.
+    On,
+    Off(String),
 }
 
 /// The answer to a rollback, load, unload or undeploy.
@@ -98,6 +110,9 @@ pub struct VersionInfo {
     /// `sha256:…` of the self-test file.
     pub tests_digest: Option<String>,
     pub test_data: Vec<AssetInfo>,
+    /// How requests wait, merge and are limited.
+    #[serde(default)]
+    pub serving: ServingInfo,
 }
 
 /// A plugin with what it was given.

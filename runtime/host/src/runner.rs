@@ -25,6 +25,12 @@ pub trait PreparedGraph: Send + Sync {
     /// `LimitExceeded` when `control` says so.
     fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>>;
 
+    /// Whether rows of several requests may be put into one run: dimension 0 of
+    /// every input and output is the batch, and no operator mixes rows.
+    fn rows_independent(&self) -> bool {
+        false
+    }
+
     /// For the implementor of [`GraphRunner`] to get its own type back.
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }

@@ -25,6 +25,9 @@ pub struct ServeConfig {
     pub default_timeout: Duration,
     /// Iterations of ONNX loops in one request. Default: 1,000,000.
     pub max_loop_iterations: u64,
+    /// How long a replaced revision is kept for its open sequences. Default:
+    /// 60 s.
+    pub sequence_drain_timeout: Duration,
     /// Bounds on the graphs that plugins build.
     pub graph_limits: GraphLimits,
     pub clock: Arc<dyn Clock>,
@@ -44,6 +47,7 @@ impl Default for ServeConfig {
             in_place_below: Duration::from_micros(200),
             default_timeout: Duration::from_secs(30),
             max_loop_iterations: RunControl::DEFAULT_LOOP_ITERATIONS,
+            sequence_drain_timeout: Duration::from_secs(60),
             graph_limits: GraphLimits::default(),
             clock: Arc::new(SystemClock),
             on_background_thread: || {},

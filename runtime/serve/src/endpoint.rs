@@ -1,5 +1,7 @@
 use crate::admission::{Admission, Budget, Permit};
+use crate::rate_limit::RateLimiter;
 use crate::revision::Revision;
+use crate::sequence::SequenceTable;
 use crate::stats::{Stats, StatsSnapshot};
 use crate::version_stats::VersionStatsSnapshot;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -17,6 +19,8 @@ pub struct Endpoint {
     absence: ArcSwap<String>,
     requests: Arc<Budget>,
     pub(crate) stats: Stats,
+    pub(crate) rate_limiter: RateLimiter,
+    pub(crate) sequences: SequenceTable,
 }
 
 /// Whether an endpoint can answer.
@@ -36,6 +40,8 @@ impl Endpoint {
             absence: ArcSwap::from_pointee("it is loading".to_string()),
             requests: Budget::new(max_requests as u64),
             stats: Stats::default(),
+            rate_limiter: RateLimiter::default(),
+            sequences: SequenceTable::default(),
         }
     }
 
@@ -60,6 +66,11 @@ impl Endpoint {
 
     pub fn stats(&self) -> StatsSnapshot {
         self.stats.snapshot(self.requests.used())
+    }
+
+    /// Sequences that have begun and not ended.
+    pub fn open_sequences(&self) -> usize {
+        self.sequences.count()
     }
 
     /// Statistics of each version that answers now.

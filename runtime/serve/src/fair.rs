@@ -62,21 +62,6 @@ impl<T> FairQueue<T> {
             self.lanes.remove(&lane);
         }
     }
-
-    /// Takes out the waiting work of `lane` for which `gone` holds.
-    pub(crate) fn remove_where(&mut self, lane: u64, gone: impl Fn(&T) -> bool) -> Vec<T> {
-        let Some(entry) = self.lanes.get_mut(&lane) else { return Vec::new() };
-        let waiting = std::mem::take(&mut entry.waiting);
-        let (removed, kept): (VecDeque<T>, VecDeque<T>) = waiting.into_iter().partition(gone);
-        entry.waiting = kept;
-        if entry.waiting.is_empty() {
-            self.turns.retain(|&turn| turn != lane);
-            if entry.running == 0 {
-                self.lanes.remove(&lane);
-            }
-        }
-        removed.into()
-    }
 }
 
 #[cfg(test)]
@@ -107,14 +92,5 @@ mod tests {
         queue.finished(1);
         queue.finished(2);
         assert!(queue.lanes.is_empty() && queue.turns.is_empty());
-    }
-
-    #[test]
-    fn abandoned_work_is_taken_out() {
-        let mut queue = filled(1, &[(1, "a1"), (1, "a2"), (1, "a3")]);
-        assert_eq!(queue.remove_where(1, |item| *item != "a2"), ["a1", "a3"]);
-        assert_eq!(queue.remove_where(1, |_| true), ["a2"]);
-        assert!(queue.lanes.is_empty() && queue.turns.is_empty());
-        assert_eq!(queue.pop(), None);
     }
 }

@@ -1,10 +1,13 @@
 use crate::admission::Permit;
+use crate::batch::{Done, Pending, Submission, run_one};
+use crate::cache::{self, ResponseCache};
 use crate::endpoint::Endpoint;
-use crate::pool::Job;
+use crate::ensemble::Ensemble;
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
 use crate::version_stats::{Execution, Timings};
-use mortise_types::{Clock, Error, Result, RunControl, Tensor};
+use mortise_types::{Error, Result, RunControl, Tensor};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -70,11 +73,21 @@ impl Registry {
         let endpoint = self
             .endpoint(call.endpoint)
             .ok_or_else(|| Error::not_found(format!("unknown model \"{}\"", call.endpoint)))?;
+        let revision = self.revision_for(&endpoint, &call);
+        self.infer_recorded(&endpoint, revision, call).await
+    }
+
+    async fn infer_recorded(
+        &self,
+        endpoint: &Endpoint,
+        revision: Result<Arc<Revision>>,
+        call: InferCall<'_>,
+    ) -> Result<InferAnswer> {
         let recording = endpoint.stats.begin();
         let now = self.config.clock.now();
         let arrived = call.arrived.unwrap_or(now);
-        let outcome = match endpoint.current(call.version) {
-            Ok(revision) => self.infer_on(&endpoint, revision, call, arrived).await,
+        let outcome = match revision {
+            Ok(revision) => self.infer_on(endpoint, revision, call, arrived).await,
             Err(error) => Err(error),
         };
         match &outcome {
@@ -82,6 +95,14 @@ impl Registry {
             Err(error) => recording.failed(error.kind()),
         }
         outcome
+    }
+
+    /// The revision that an open sequence began with; otherwise what is live.
+    fn revision_for(&self, endpoint: &Endpoint, call: &InferCall<'_>) -> Result<Arc<Revision>> {
+        let revision = endpoint.current(call.version)?;
+        let step = call.sequence.as_ref().filter(|step| !step.start && call.version.is_none());
+        let open = step.and_then(|step| endpoint.sequences.find(&step.id, self.config.clock.now()));
+        Ok(open.map_or(revision, |sequence| sequence.revision.clone()))
     }
 
     async fn infer_on(
@@ -113,59 +134,246 @@ impl Registry {
         call: InferCall<'_>,
         arrived: Instant,
     ) -> Result<Answered> {
-        let deadline = self.deadline(&call, arrived);
+        let rates = &revision.options().rate_limits;
+        endpoint.rate_limiter.check(self.config.clock.now(), rates, call.client_key)?;
+        let limits = self.limits(&call, revision, arrived);
         let selection = revision.select(call.outputs.as_deref())?;
+        let request = Request { endpoint, revision, limits };
         let inputs = revision.bind(call.inputs)?;
-        let (input_bytes, rows) = (byte_len(&inputs), revision.row_count(&inputs));
-        let permit = self.admit(endpoint, revision, input_bytes)?;
-        let now = self.config.clock.now();
-        let control = RunControl::new(Some(deadline), self.config.max_loop_iterations);
-        let run = Run { revision: revision.clone(), inputs, control, permit };
-        let done = match self.place(revision, input_bytes) {
-            Place::Here => run.execute(now, &*self.config.clock),
-            Place::Pool(pool) => {
-                let (reply, answer) = oneshot::channel();
-                let clock = self.config.clock.clone();
-                pool.submit(endpoint.lane, RunJob { run, queued_at: now, clock, reply });
-                wait(answer, deadline).await?
+        let rows = revision.row_count(&inputs);
+        let done = match &revision.cache {
+            _ if !revision.state().is_empty() => {
+                self.run_in_sequence(&request, inputs, call.sequence).await?
             }
+            Some(cache) => self.run_cached(&request, inputs, cache).await?,
+            None => self.run_once(&request, inputs).await?,
         };
         let outputs = pick(revision.name_outputs(done.outputs?), selection);
         Ok(Answered { outputs, timings: done.timings, rows })
     }
 
-    /// The earliest of the protocol's, the client's and the server's.
-    fn deadline(&self, call: &InferCall<'_>, arrived: Instant) -> Instant {
+    /// Answers from the cache, or runs and keeps the answer.
+    async fn run_cached(
+        &self,
+        request: &Request<'_>,
+        inputs: Vec<Tensor>,
+        cache: &ResponseCache,
+    ) -> Result<Done> {
+        let started = self.config.clock.now();
+        let stats = &request.revision.stats;
+        let digest = cache::digest(&inputs);
+        let found = cache.get(&digest);
+        let looked_up = self.config.clock.now().saturating_duration_since(started);
+        if let Some(outputs) = found {
+            stats.cache_hit(looked_up);
+            return Ok(Done { outputs: Ok(outputs), timings: Timings::default() });
+        }
+        let done = self.run_once(request, inputs).await?;
+        let inserting = self.config.clock.now();
+        if let Ok(outputs) = &done.outputs {
+            cache.insert(digest, outputs);
+        }
+        let inserted = self.config.clock.now().saturating_duration_since(inserting);
+        stats.cache_miss(looked_up + inserted);
+        Ok(done)
+    }
+
+    /// Runs with the state of the sequence, and keeps what it has become. When
+    /// the run fails, the state stays as it was.
+    async fn run_in_sequence(
+        &self,
+        request: &Request<'_>,
+        mut inputs: Vec<Tensor>,
+        step: Option<SequenceStep>,
+    ) -> Result<Done> {
+        let Request { endpoint, revision, limits } = request;
+        let step = step.ok_or_else(|| {
+            Error::invalid(format!(
+                "model \"{}\" keeps state between requests: send the parameters sequence_id and, \
+                 with the first one, sequence_start",
+                endpoint.name()
+            ))
+        })?;
+        // Admitted before it waits for its turn: what waits is counted.
+        let permit = self.admit(endpoint, revision, byte_len(&inputs))?;
+        let now = self.config.clock.now();
+        let sequence = match step.start {
+            true => endpoint.sequences.begin(&step.id, revision, now)?,
+            false => endpoint.sequences.find(&step.id, now).ok_or_else(|| no_sequence(&step.id))?,
+        };
+        let turn = tokio::time::timeout_at(limits.deadline.into(), sequence.state.lock());
+        let mut state = turn.await.map_err(|_elapsed| late())?;
+        if sequence.is_over() {
+            return Err(no_sequence(&step.id));
+        }
+        revision.state().put(&state, &mut inputs);
+        let done = self.run_admitted(request, inputs, permit).await?;
+        if let Ok(outputs) = &done.outputs {
+            *state = revision.state().take(outputs);
+        }
+        if step.end {
+            endpoint.sequences.end(&step.id, &sequence);
+        }
+        Ok(done)
+    }
+
+    async fn run_once(&self, request: &Request<'_>, inputs: Vec<Tensor>) -> Result<Done> {
+        let permit = self.admit(request.endpoint, request.revision, byte_len(&inputs))?;
+        match request.revision.ensemble() {
+            Some(ensemble) => self.run_ensemble(request, ensemble, inputs, permit).await,
+            None => self.run_admitted(request, inputs, permit).await,
+        }
+    }
+
+    /// Runs one step after another, each as a request to its own endpoint. The
+    /// permit is held until the last.
+    async fn run_ensemble(
+        &self,
+        request: &Request<'_>,
+        ensemble: &Ensemble,
+        inputs: Vec<Tensor>,
+        permit: Permit,
+    ) -> Result<Done> {
+        let started = self.config.clock.now();
+        let members = ensemble.members(self)?;
+        let mut tensors = ensemble.begin(inputs);
+        for (step, (endpoint, revision)) in ensemble.steps().iter().zip(members) {
+            let call = InferCall {
+                endpoint: &step.model,
+                inputs: step.gather(&tensors)?,
+                arrived: Some(request.limits.arrived),
+                deadline: Some(request.limits.deadline),
+                priority: request.limits.priority,
+                ..InferCall::default()
+            };
+            let answer = self.infer_member(&endpoint, revision, call).await;
+            let answer =
+                answer.map_err(|error| error.context(format_args!("model \"{}\"", step.model)))?;
+            step.scatter(answer.outputs, &mut tensors);
+        }
+        let outputs = ensemble.finish(&tensors);
+        let compute_infer = self.config.clock.now().saturating_duration_since(started);
+        let timings = Timings { compute_infer, ..Timings::default() };
+        let rows = 1;
+        request.revision.stats.executed(&Execution { rows, timings });
+        drop(permit);
+        Ok(Done { outputs, timings })
+    }
+
+    /// Boxed, since requests to ensembles contain requests.
+    fn infer_member<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        revision: Arc<Revision>,
+        call: InferCall<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<InferAnswer>> + Send + 'a>> {
+        Box::pin(self.infer_recorded(endpoint, Ok(revision), call))
+    }
+
+    async fn run_admitted(
+        &self,
+        request: &Request<'_>,
+        inputs: Vec<Tensor>,
+        permit: Permit,
+    ) -> Result<Done> {
+        let Request { revision, limits, .. } = request;
+        match self.runs_in_place(revision, byte_len(&inputs)) {
+            true => Ok(self.run_here(revision, inputs, permit, limits.deadline)),
+            false => self.run_queued(request, inputs, permit).await,
+        }
+    }
+
+    /// The deadline is the earliest of the protocol's, the client's and the
+    /// server's, unless the client's timeout only delays.
+    fn limits(&self, call: &InferCall<'_>, revision: &Revision, arrived: Instant) -> Limits {
         let latest = call.deadline.unwrap_or(arrived + self.config.default_timeout);
         let own = call.timeout.and_then(|timeout| arrived.checked_add(timeout));
-        own.map_or(latest, |own| own.min(latest))
+        let deadline = match revision.batcher.delays_on_timeout(call.priority) {
+            true => latest,
+            false => own.map_or(latest, |own| own.min(latest)),
+        };
+        Limits { arrived, deadline, timeout: call.timeout, priority: call.priority }
+    }
+
+    /// Short runs stay on the thread that received them while nothing waits.
+    fn runs_in_place(&self, revision: &Revision, input_bytes: usize) -> bool {
+        !revision.is_custom()
+            && revision.batcher.lets_pass()
+            && revision
+                .predicted_time(input_bytes)
+                .is_some_and(|time| time < self.config.in_place_below)
+    }
+
+    fn run_here(
+        &self,
+        revision: &Revision,
+        inputs: Vec<Tensor>,
+        permit: Permit,
+        deadline: Instant,
+    ) -> Done {
+        let control = RunControl::new(Some(deadline), self.config.max_loop_iterations);
+        let done = match self.config.clock.now() >= deadline {
+            true => Done { outputs: Err(late()), timings: Timings::default() },
+            false => run_one(revision, inputs, &control, Duration::ZERO),
+        };
+        drop(permit);
+        done
+    }
+
+    async fn run_queued(
+        &self,
+        request: &Request<'_>,
+        inputs: Vec<Tensor>,
+        permit: Permit,
+    ) -> Result<Done> {
+        let limits = &request.limits;
+        let (reply, answer) = oneshot::channel();
+        let pending = Pending { inputs, permit, reply };
+        let submission = Submission {
+            pending,
+            arrived: limits.arrived,
+            deadline: limits.deadline,
+            timeout: limits.timeout,
+            priority: limits.priority,
+        };
+        self.engine.submit(request.revision, request.endpoint.lane, submission)?;
+        wait(answer, limits.deadline).await
     }
 
     /// Makes room by dropping abandoned work before it refuses.
     fn admit(&self, endpoint: &Endpoint, revision: &Revision, bytes: usize) -> Result<Permit> {
         endpoint.admit(&self.admitted_bytes, bytes).or_else(|_| {
-            let pool = if revision.is_custom() { &self.plugins } else { &self.compute };
-            pool.drop_abandoned(endpoint.lane);
+            revision.batcher.drop_abandoned();
             endpoint.admit(&self.admitted_bytes, bytes)
         })
     }
-
-    fn place(&self, revision: &Revision, input_bytes: usize) -> Place<'_> {
-        if revision.is_custom() {
-            return Place::Pool(&self.plugins);
-        }
-        match revision.predicted_time(input_bytes) {
-            Some(time) if time < self.config.in_place_below => Place::Here,
-            _ => Place::Pool(&self.compute),
-        }
-    }
 }
 
-/// Where a request runs.
-enum Place<'a> {
-    /// On the thread that received it.
-    Here,
-    Pool(&'a crate::pool::WorkerPool<RunJob>),
+/// A request whose revision is chosen.
+struct Request<'a> {
+    endpoint: &'a Endpoint,
+    revision: &'a Arc<Revision>,
+    limits: Limits,
+}
+
+fn no_sequence(id: &SequenceId) -> Error {
+    let id = match id {
+        SequenceId::Number(number) => number.to_string(),
+        SequenceId::Text(text) => format!("{text:?}"),
+    };
+    Error::invalid(format!(
+        "there is no open sequence {id}: it ended, was silent for too long, or did not begin with \
+         sequence_start"
+    ))
+}
+
+/// What bounds the waiting of a request.
+#[derive(Clone, Copy)]
+struct Limits {
+    arrived: Instant,
+    deadline: Instant,
+    timeout: Option<Duration>,
+    priority: u64,
 }
 
 /// What a revision answered.
@@ -173,61 +381,6 @@ struct Answered {
     outputs: Vec<(String, Tensor)>,
     timings: Timings,
     rows: u64,
-}
-
-/// A request that has been admitted.
-struct Run {
-    revision: Arc<Revision>,
-    inputs: Vec<Tensor>,
-    control: RunControl,
-    permit: Permit,
-}
-
-/// A run that ended, well or not.
-struct Done {
-    outputs: Result<Vec<Tensor>>,
-    timings: Timings,
-}
-
-impl Run {
-    /// Gives the permit back before it returns, so that a client that has its
-    /// answer finds room for its next request.
-    fn execute(self, queued_at: Instant, clock: &dyn Clock) -> Done {
-        let now = clock.now();
-        let queue = now.saturating_duration_since(queued_at);
-        let is_late = self.control.deadline().is_some_and(|deadline| now >= deadline);
-        let rows = self.revision.row_count(&self.inputs);
-        let (outputs, compute_infer) = match is_late {
-            true => (Err(late()), Duration::ZERO),
-            false => self.revision.run(self.inputs, &self.control),
-        };
-        let timings = Timings { queue, compute_infer, ..Timings::default() };
-        if outputs.is_ok() {
-            self.revision.stats.executed(&Execution { rows, timings });
-        }
-        drop(self.permit);
-        Done { outputs, timings }
-    }
-}
-
-/// A run that waits for a thread.
-pub(crate) struct RunJob {
-    run: Run,
-    queued_at: Instant,
-    clock: Arc<dyn Clock>,
-    reply: oneshot::Sender<Done>,
-}
-
-impl Job for RunJob {
-    fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
-    }
-
-    fn run(self) {
-        let done = self.run.execute(self.queued_at, &*self.clock);
-        // A client that left meanwhile needs no answer.
-        let _ = self.reply.send(done);
-    }
 }
 
 /// The answer, or a timeout at the deadline even if the run goes on: it notices
@@ -240,7 +393,7 @@ async fn wait(answer: oneshot::Receiver<Done>, deadline: Instant) -> Result<Done
     }
 }
 
-fn late() -> Error {
+pub(crate) fn late() -> Error {
     Error::deadline("the deadline passed before the model could answer")
 }
 

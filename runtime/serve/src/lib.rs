@@ -3,17 +3,24 @@
 //! JSON and no device API.
 
 mod admission;
+mod batch;
+mod cache;
 mod config;
 mod endpoint;
+mod ensemble;
 mod fair;
 mod infer;
+mod options;
 mod pool;
+mod rate_limit;
 mod reaper;
 mod registry;
 mod revision;
 mod runner;
+mod sequence;
 mod service_time;
 mod stage;
+mod state;
 mod stats;
 #[cfg(test)]
 mod testing;
@@ -21,7 +28,12 @@ mod version_stats;
 
 pub use config::ServeConfig;
 pub use endpoint::{Endpoint, Readiness};
+pub use ensemble::{EnsemblePlan, EnsembleStep};
 pub use infer::{InferAnswer, InferCall, SequenceId, SequenceStep};
+pub use options::{
+    BatchOptions, CacheOptions, LevelOptions, Rate, RateLimits, SequenceOptions, ServingOptions,
+    StateTie, TimeoutAction,
+};
 pub use reaper::{Drain, Draining};
 pub use registry::Registry;
 pub use revision::{Revision, RevisionParts};

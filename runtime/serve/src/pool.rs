@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 /// One piece of work for a [`WorkerPool`].
 pub(crate) trait Job: Send + 'static {
-    /// Nobody waits for the answer any more.
-    fn is_abandoned(&self) -> bool;
     /// Must not unwind.
     fn run(self);
 }
@@ -52,21 +50,12 @@ impl<J: Job> WorkerPool<J> {
         self.shared.state.lock().queue.push(lane, job);
         self.shared.work.notify_one();
     }
-
-    /// Drops the waiting work of an endpoint that nobody waits for, which
-    /// gives its permits back.
-    pub(crate) fn drop_abandoned(&self, lane: u64) {
-        let abandoned = self.shared.state.lock().queue.remove_where(lane, J::is_abandoned);
-        drop(abandoned);
-    }
 }
 
 impl<J: Job> Shared<J> {
     fn work_until_closed(&self) {
         while let Some((lane, job)) = self.next() {
-            if !job.is_abandoned() {
-                job.run();
-            }
+            job.run();
             self.state.lock().queue.finished(lane);
             // The lane may have been held back by its bound, not by a lack of
             // threads: another thread can take its next piece.

@@ -2,7 +2,7 @@ use crate::revision::Revision;
 use parking_lot::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the thread looks whether the last request has left a revision.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -51,6 +51,7 @@ impl Reaper {
     }
 
     pub(crate) fn retire(&self, revision: Arc<Revision>) -> Drain {
+        revision.retire(Instant::now());
         let drain = Drain(Arc::downgrade(&revision));
         self.draining.lock().push(drain.0.clone());
         // The thread lives as long as this sender.

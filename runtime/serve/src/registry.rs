@@ -1,7 +1,7 @@
 use crate::admission::Budget;
+use crate::batch::{Engine, Timer};
 use crate::config::ServeConfig;
 use crate::endpoint::Endpoint;
-use crate::infer::RunJob;
 use crate::pool::{PoolSize, WorkerPool};
 use crate::reaper::{Drain, Draining, Reaper};
 use crate::revision::Revision;
@@ -12,8 +12,9 @@ use mortise_host::GraphRunner;
 use mortise_types::{Error, Result};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 type Endpoints = BTreeMap<String, Arc<Endpoint>>;
 
@@ -27,8 +28,7 @@ pub struct Registry {
     runner: Arc<Runner>,
     reaper: Reaper,
     pub(crate) admitted_bytes: Arc<Budget>,
-    pub(crate) compute: WorkerPool<RunJob>,
-    pub(crate) plugins: WorkerPool<RunJob>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) config: ServeConfig,
 }
 
@@ -41,7 +41,7 @@ impl Registry {
         let device: Arc<dyn Device> =
             CpuDevice::new(CpuOptions { threads: config.compute_threads.max(1) });
         let threads = |error| Error::internal(format!("cannot start a thread: {error}"));
-        Ok(Arc::new(Self {
+        let registry = Arc::new(Self {
             endpoints: ArcSwap::default(),
             changing: Mutex::new(()),
             next_lane: AtomicU64::new(0),
@@ -49,10 +49,11 @@ impl Registry {
             device,
             reaper: Reaper::new(config.on_background_thread).map_err(threads)?,
             admitted_bytes: Budget::new(config.max_admitted_bytes),
-            compute: WorkerPool::new(&compute_pool(&config)).map_err(threads)?,
-            plugins: WorkerPool::new(&plugin_pool(&config)).map_err(threads)?,
+            engine: engine(&config).map_err(threads)?,
             config,
-        }))
+        });
+        sweep_sequences(Arc::downgrade(&registry)).map_err(threads)?;
+        Ok(registry)
     }
 
     pub fn endpoint(&self, name: &str) -> Option<Arc<Endpoint>> {
@@ -90,6 +91,7 @@ impl Registry {
     pub fn withdraw(&self, name: &str, reason: &str) -> Option<Drain> {
         let endpoint = self.ensure(name);
         endpoint.set_absence(reason);
+        endpoint.sequences.clear();
         endpoint.swap(None).map(|old| self.reaper.retire(old))
     }
 
@@ -97,6 +99,7 @@ impl Registry {
     pub fn remove(&self, name: &str) -> Option<Drain> {
         let removed = self.change(|endpoints| endpoints.remove(name))?;
         removed.set_absence("it was removed");
+        removed.sequences.clear();
         removed.swap(None).map(|old| self.reaper.retire(old))
     }
 
@@ -133,6 +136,40 @@ impl Registry {
     }
 }
 
+/// How often sequences that have been silent too long are looked for.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// Ends silent sequences, and those that hold back a replaced revision for too
+/// long, as long as the registry lives.
+fn sweep_sequences(registry: Weak<Registry>) -> std::io::Result<()> {
+    let sweep = move || {
+        while let Some(registry) = registry.upgrade() {
+            let now = registry.config.clock.now();
+            let limit = registry.config.sequence_drain_timeout;
+            let is_due = |revision: &Revision| {
+                revision.retired().is_some_and(|at| now.saturating_duration_since(at) >= limit)
+            };
+            registry.list().iter().for_each(|endpoint| endpoint.sequences.sweep(now, is_due));
+            drop(registry);
+            std::thread::sleep(SWEEP_EVERY);
+        }
+    };
+    std::thread::Builder::new().name("mortise-sweep".to_string()).spawn(sweep).map(drop)
+}
+
+fn engine(config: &ServeConfig) -> std::io::Result<Arc<Engine>> {
+    let (compute, plugins) = (compute_pool(config), plugin_pool(config));
+    Ok(Arc::new(Engine {
+        compute: WorkerPool::new(&compute)?,
+        compute_threads: compute.max_per_endpoint,
+        plugins: WorkerPool::new(&plugins)?,
+        plugin_threads: plugins.max_per_endpoint,
+        timer: Timer::new()?,
+        clock: config.clock.clone(),
+        max_loop_iterations: config.max_loop_iterations,
+    }))
+}
+
 /// One thread more than cores, and one endpoint may hold all but one: a model
 /// that runs into its deadline on every core leaves a thread to the others.
 fn compute_pool(config: &ServeConfig) -> PoolSize {
@@ -148,3 +185,7 @@ fn plugin_pool(config: &ServeConfig) -> PoolSize {
 #[cfg(test)]
 #[path = "registry_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "serving_tests.rs"]
+mod serving_tests;

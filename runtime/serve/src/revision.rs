@@ -1,26 +1,41 @@
+use crate::batch::Batcher;
+use crate::cache::ResponseCache;
+use crate::ensemble::Ensemble;
+use crate::options::ServingOptions;
 use crate::service_time::ServiceTime;
 use crate::stage::Stage;
+use crate::state::State;
 use crate::version_stats::{VersionStats, VersionStatsSnapshot};
 use mortise_host::PluginHealth;
 use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything that answers for an endpoint between two deployments: immutable,
 /// taken whole by each request, replaced whole by the next deployment.
 pub struct Revision {
     parts: RevisionParts,
+    /// What clients send and get.
     signature: Signature,
-    /// Position of each input of the signature by its name.
+    /// What a run takes and gives: the same with the state of sequences.
+    run_signature: Signature,
+    state: State,
+    /// Position of each input that clients send, in the run's signature.
     input_index: HashMap<String, usize>,
     /// One for each stage.
     steps: Vec<Step>,
     slot_count: usize,
     /// The slot of each input of the signature.
     input_slots: Vec<usize>,
-    service_time: ServiceTime,
+    service_time: Arc<ServiceTime>,
+    pub(crate) batcher: Batcher,
     pub(crate) stats: VersionStats,
+    /// A model with state answers no two requests alike, and has none.
+    pub(crate) cache: Option<ResponseCache>,
+    /// When it was replaced.
+    retired: OnceLock<Instant>,
 }
 
 /// What a revision is made of.
@@ -32,6 +47,7 @@ pub struct RevisionParts {
     pub version: u64,
     /// Transforms in the order they run, then the model.
     pub stages: Vec<Stage>,
+    pub options: ServingOptions,
     pub created: SystemTime,
 }
 
@@ -63,14 +79,24 @@ impl Revision {
             Some(stage) => stage.signature.outputs.clone(),
             None => return Err(Error::invalid("a revision needs a model")),
         };
-        let names = wiring.inputs.iter().enumerate();
+        let run_signature = Signature { inputs: wiring.inputs, outputs };
+        let state = State::new(&run_signature, &parts.options.sequence.state)?;
+        let names = run_signature.inputs.iter().enumerate();
+        let names = names.filter(|(index, _)| !state.has_input(*index));
+        let service_time = Arc::new(ServiceTime::default());
+        let cache = parts.options.cache.filter(|_| state.is_empty());
         Ok(Self {
             input_index: names.map(|(index, spec)| (spec.name.clone(), index)).collect(),
-            signature: Signature { inputs: wiring.inputs, outputs },
+            signature: state.public(&run_signature),
+            run_signature,
+            state,
+            cache: cache.map(|options| ResponseCache::new(options.max_bytes)),
+            retired: OnceLock::new(),
             steps: wiring.steps,
             slot_count: wiring.slot_count,
             input_slots: wiring.input_slots,
-            service_time: ServiceTime::default(),
+            batcher: Batcher::new(parts.options.batching.clone(), service_time.clone()),
+            service_time,
             stats: VersionStats::default(),
             parts,
         })
@@ -126,6 +152,55 @@ impl Revision {
         self.parts.stages.iter().any(Stage::is_custom)
     }
 
+    /// Whether it is proven that rows of several requests do not mix: every
+    /// stage is a graph of which the device says so.
+    pub fn rows_independent(&self) -> bool {
+        let varies = |spec: &TensorSpec| spec.shape.first() == Some(&VARIABLE);
+        self.parts.stages.iter().all(Stage::rows_independent)
+            && self.run_signature.inputs.iter().all(varies)
+            && !self.run_signature.inputs.is_empty()
+    }
+
+    /// Lets requests be merged from now on, if the version wants that and rows
+    /// do not mix. For whoever has compared rows together with rows alone.
+    pub fn allow_merging(&self) {
+        if self.rows_independent() {
+            self.batcher.allow_merging();
+        }
+    }
+
+    /// The ensemble that answers, when it alone does.
+    pub(crate) fn ensemble(&self) -> Option<&Ensemble> {
+        match self.parts.stages.as_slice() {
+            [stage] => stage.as_ensemble(),
+            _ => None,
+        }
+    }
+
+    /// Tensors that the host keeps between the requests of a sequence.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What a run takes and gives, the state of sequences included.
+    pub(crate) fn run_signature(&self) -> &Signature {
+        &self.run_signature
+    }
+
+    pub(crate) fn retire(&self, now: Instant) {
+        // A revision that comes back is built anew: it is replaced once.
+        let _ = self.retired.set(now);
+    }
+
+    pub(crate) fn retired(&self) -> Option<Instant> {
+        self.retired.get().copied()
+    }
+
+    /// How this version wants to be served.
+    pub fn options(&self) -> &ServingOptions {
+        &self.parts.options
+    }
+
     /// Bytes of weights and working memory that the graphs need.
     pub fn memory_bytes(&self) -> u64 {
         self.parts.stages.iter().map(Stage::memory_bytes).sum()
@@ -142,6 +217,8 @@ impl Revision {
         VersionStatsSnapshot {
             version: self.version(),
             revision: self.number(),
+            queued_requests: self.batcher.waiting_count(),
+            queued_bytes: self.batcher.waiting_bytes(),
             ..self.stats.snapshot()
         }
     }
@@ -156,12 +233,14 @@ impl Revision {
         })
     }
 
-    /// Puts named inputs into the signature's order.
+    /// Puts named inputs into the order of a run, with the state that a
+    /// sequence begins with.
     ///
     /// # Errors
     /// When one is unknown, missing, given twice, or of another dtype or shape.
     pub(crate) fn bind(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<Tensor>> {
-        let specs = &self.signature.inputs;
+        let specs = &self.run_signature.inputs;
+        let takes = || list(&self.signature.inputs);
         let mut slots: Vec<Option<Tensor>> = vec![None; specs.len()];
         for (name, tensor) in inputs {
             let found = self.input_index.get(&name).copied();
@@ -170,7 +249,7 @@ impl Revision {
             else {
                 return Err(Error::invalid(format!(
                     "unknown input \"{name}\"; the model takes {}",
-                    list(specs)
+                    takes()
                 )));
             };
             spec.check(&tensor)?;
@@ -178,21 +257,30 @@ impl Revision {
                 return Err(Error::invalid(format!("input \"{name}\" is given twice")));
             }
         }
+        if !self.state.is_empty() {
+            self.begin_state(&mut slots)?;
+        }
         let missing = |index: usize| {
             let name = &specs[index].name;
-            Error::invalid(format!("missing input \"{name}\"; the model takes {}", list(specs)))
+            Error::invalid(format!("missing input \"{name}\"; the model takes {}", takes()))
         };
         slots.into_iter().enumerate().map(|(at, slot)| slot.ok_or_else(|| missing(at))).collect()
     }
 
-    /// Rows of inputs in the signature's order: dimension 0 of the first, where
-    /// that may vary.
-    pub(crate) fn row_count(&self, inputs: &[Tensor]) -> u64 {
-        let varies = self.signature.inputs.first().and_then(|spec| spec.shape.first());
-        match (varies, inputs.first().and_then(|tensor| tensor.shape().first())) {
-            (Some(&VARIABLE), Some(&rows)) => rows as u64,
-            _ => 1,
+    fn begin_state(&self, slots: &mut [Option<Tensor>]) -> Result<()> {
+        let rows = slots.iter().flatten().find_map(|tensor| tensor.shape().first().copied());
+        for (index, tensor) in self.state.initial(rows.unwrap_or(1)) {
+            slots[index] = Some(tensor?);
         }
+        Ok(())
+    }
+
+    /// Rows of a run's inputs: dimension 0 of the first where that may vary.
+    pub(crate) fn row_count(&self, inputs: &[Tensor]) -> u64 {
+        let varies = |spec: &TensorSpec| spec.shape.first() == Some(&VARIABLE);
+        let mut pairs = self.run_signature.inputs.iter().zip(inputs);
+        let found = pairs.find(|(spec, _)| varies(spec)).map(|(_, tensor)| tensor);
+        found.and_then(|tensor| tensor.shape().first()).map_or(1, |&rows| rows as u64)
     }
 
     /// Positions of the outputs that were asked for; all, in order, for `None`.
@@ -212,12 +300,14 @@ impl Revision {
         wanted.map(|names| names.iter().map(position).collect()).transpose()
     }
 
+    /// The outputs of a run under their names, without state.
     pub(crate) fn name_outputs(&self, outputs: Vec<Tensor>) -> Vec<(String, Tensor)> {
+        let public = outputs.into_iter().enumerate().filter(|(at, _)| !self.state.has_output(*at));
         let names = self.signature.outputs.iter().map(|spec| spec.name.clone());
-        names.zip(outputs).collect()
+        names.zip(public.map(|(_, tensor)| tensor)).collect()
     }
 
-    /// Runs inputs in the signature's order and measures the time. A panic in
+    /// Runs inputs in the run's order and measures the time. A panic in
     /// a kernel ends here, as an error of this one request.
     pub(crate) fn run(
         &self,
@@ -259,7 +349,7 @@ impl Revision {
     }
 
     fn check_count(&self, outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        let (want, got) = (self.signature.outputs.len(), outputs.len());
+        let (want, got) = (self.run_signature.outputs.len(), outputs.len());
         if want == got {
             return Ok(outputs);
         }

@@ -68,6 +68,10 @@ impl PreparedGraph for Prepared {
         self.executable.signature()
     }
 
+    fn rows_independent(&self) -> bool {
+        self.executable.rows_independent()
+    }
+
     fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
         self.executable.execute(inputs, control)?.wait()
     }

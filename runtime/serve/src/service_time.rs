@@ -32,6 +32,26 @@ impl ServiceTime {
         mean.store(new.max(1), Ordering::Relaxed);
     }
 
+    /// How many bytes of inputs one run should have at most, between `least` and
+    /// `most`: more are not worth it when a byte costs no less in a larger run.
+    /// What was not measured is tried one doubling at a time.
+    pub(crate) fn worthwhile_bytes(&self, least: usize, most: usize) -> usize {
+        let (low, high) = (class(least), class(most));
+        let cost = |index: usize| match self.mean_ns.get(index)?.load(Ordering::Relaxed) {
+            0 => None,
+            ns => Some(ns as f64 / (1u64 << index) as f64),
+        };
+        let Some(largest) = (low..=high).rev().find(|&index| cost(index).is_some()) else {
+            return most.min(largest_of(low + 1));
+        };
+        let best = (low..=high).filter_map(cost).fold(f64::INFINITY, f64::min);
+        let is_good = |index: &usize| cost(*index).is_some_and(|cost| cost <= best * WORTH);
+        let chosen = (low..=high).find(is_good).unwrap_or(low);
+        // The largest known is the best: perhaps a larger one is better still.
+        let tried = if chosen == largest { chosen + 1 } else { chosen };
+        largest_of(tried).clamp(least, most)
+    }
+
     /// What inputs of this size are expected to take. A size never seen is
     /// extrapolated in proportion from the next smaller one, or taken from the
     /// next larger one; `None` before the first measurement.
@@ -47,6 +67,14 @@ impl ServiceTime {
         let larger = || (class + 1..CLASSES).find_map(mean);
         smaller.or_else(larger).map(Duration::from_nanos)
     }
+}
+
+/// A run is worth making larger when that makes a byte cheaper by this factor.
+const WORTH: f64 = 1.15;
+
+/// The most bytes of a class.
+fn largest_of(class: usize) -> usize {
+    1usize.checked_shl(class as u32).map_or(usize::MAX, |bound| bound - 1)
 }
 
 fn class(input_bytes: usize) -> usize {
@@ -70,6 +98,30 @@ mod tests {
         for (bytes, want) in cases {
             assert_eq!(times.predict(bytes), Some(want), "{bytes} bytes");
         }
+    }
+
+    #[test]
+    fn runs_grow_as_long_as_that_pays() {
+        let times = ServiceTime::default();
+        let cap = || times.worthwhile_bytes(4096, 4096 * 64) / 4096;
+        assert_eq!(cap(), 3, "one doubling at a time");
+        times.record(4096, us(1000));
+        assert_eq!(cap(), 3);
+        times.record(4096 * 3, us(1100));
+        assert_eq!(cap(), 7);
+        times.record(4096 * 7, us(1200));
+        times.record(4096 * 15, us(1800));
+        assert_eq!(cap(), 31, "the largest is the best so far");
+        times.record(4096 * 31, us(4400));
+        assert_eq!(cap(), 15, "twice the time for twice the rows");
+    }
+
+    #[test]
+    fn where_rows_cost_the_same_together_they_run_alone() {
+        let times = ServiceTime::default();
+        times.record(4096, us(1000));
+        times.record(4096 * 3, us(2100));
+        assert_eq!(times.worthwhile_bytes(4096, 4096 * 64) / 4096, 1);
     }
 
     #[test]

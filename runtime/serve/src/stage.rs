@@ -1,3 +1,4 @@
+use crate::ensemble::Ensemble;
 use crate::runner::Prepared;
 use mortise_host::{Plugin, PluginHealth, PluginPlan, PluginStats, PreparedGraph};
 use mortise_types::{Result, RunControl, Signature, Tensor};
@@ -33,6 +34,13 @@ pub trait CustomStage: Send + Sync {
 
     /// Counts since the plugin was loaded.
     fn stats(&self) -> PluginStats;
+
+    /// The ensemble that this is, if it is one.
+    #[doc(hidden)]
+    #[expect(private_interfaces, reason = "only this crate makes ensembles")]
+    fn as_ensemble(&self) -> Option<&Ensemble> {
+        None
+    }
 }
 
 impl CustomStage for Plugin {
@@ -74,11 +82,26 @@ impl Stage {
         prepared.memory_bytes()
     }
 
+    /// Whether the device has proven that rows do not mix.
+    pub(crate) fn rows_independent(&self) -> bool {
+        match &self.run {
+            StageRun::Direct(graph) => graph.rows_independent(),
+            StageRun::Custom(_) => false,
+        }
+    }
+
     /// Counts of a custom stage's plugin since it was loaded.
     pub fn plugin_stats(&self) -> Option<PluginStats> {
         match &self.run {
             StageRun::Direct(_) => None,
             StageRun::Custom(plugin) => Some(plugin.stats()),
+        }
+    }
+
+    pub(crate) fn as_ensemble(&self) -> Option<&Ensemble> {
+        match &self.run {
+            StageRun::Direct(_) => None,
+            StageRun::Custom(plugin) => plugin.as_ensemble(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Stages that tests make from closures.
 
+use crate::options::ServingOptions;
 use crate::revision::RevisionParts;
 use crate::stage::{CustomStage, Stage, StageRun};
 use mortise_host::{PluginHealth, PluginStats, PreparedGraph};
@@ -49,8 +50,14 @@ pub(crate) fn inputs(columns: &[(&str, &[f32])]) -> Vec<(String, Tensor)> {
 }
 
 pub(crate) fn parts(endpoint: &str, number: u64, stages: Vec<Stage>) -> RevisionParts {
-    let created = SystemTime::UNIX_EPOCH;
-    RevisionParts { endpoint: endpoint.to_string(), number, version: number, stages, created }
+    RevisionParts {
+        endpoint: endpoint.to_string(),
+        number,
+        version: number,
+        stages,
+        options: ServingOptions::default(),
+        created: SystemTime::UNIX_EPOCH,
+    }
 }
 
 pub(crate) fn direct(
@@ -86,6 +93,10 @@ fn stage(
 impl PreparedGraph for Fake {
     fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    fn rows_independent(&self) -> bool {
+        true
     }
 
     fn run(&self, inputs: Vec<Tensor>, _control: &RunControl) -> Result<Vec<Tensor>> {

@@ -156,6 +156,16 @@ impl VersionStats {
         self.compute_output.add(timings.compute_output);
     }
 
+    /// Counts an answer from the cache.
+    pub(crate) fn cache_hit(&self, took: Duration) {
+        self.cache_hit.add(took);
+    }
+
+    /// Counts a look-up in vain; `took` includes keeping the answer.
+    pub(crate) fn cache_miss(&self, took: Duration) {
+        self.cache_miss.add(took);
+    }
+
     pub(crate) fn failed(&self, took: Duration) {
         self.fail.add(took);
     }

@@ -23,6 +23,10 @@ pub(crate) enum Bench {
     Footprint,
     /// `kill -9` during deployments.
     Crash,
+    /// Merged requests beside single ones, at 1 and 64 connections.
+    Batching,
+    /// Three times the capacity, offered open-loop.
+    Overload,
 }
 
 /// Builds what the benchmark needs, runs it, and prints what it prints.

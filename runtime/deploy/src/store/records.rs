@@ -1,6 +1,7 @@
 //! Rows in and out of the database.
 
 use super::{Store, db_error, now_ms};
+use crate::serving::ServingInfo;
 use crate::status::{AssetInfo, AuditEntry, AuditQuery, PartInfo, RevisionInfo, VersionInfo};
 use mortise_types::{Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -53,6 +54,9 @@ struct Parts {
     transforms: Vec<PartInfo>,
     tests_digest: Option<String>,
     test_data: Vec<AssetInfo>,
+    /// Absent from versions older than it.
+    #[serde(default)]
+    serving: ServingInfo,
 }
 
 const SELECT_REVISION: &str = "
@@ -269,6 +273,7 @@ fn insert_version(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Resu
         transforms: version.transforms.clone(),
         tests_digest: version.tests_digest.clone(),
         test_data: version.test_data.clone(),
+        serving: version.serving.clone(),
     };
     let parts = serde_json::to_string(&parts)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
@@ -375,6 +380,7 @@ fn revision_info(row: &Row<'_>) -> rusqlite::Result<RevisionInfo> {
             transforms: parts.transforms,
             tests_digest: parts.tests_digest,
             test_data: parts.test_data,
+            serving: parts.serving,
         },
     })
 }

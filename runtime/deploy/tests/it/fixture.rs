@@ -1,3 +1,4 @@
+use mortise_deploy::serving::ServingInfo;
 use mortise_deploy::{
     CompiledPlugin, DeployConfig, DeployRequest, Deployed, Deployer, Failure, NamedUpload,
     PluginRef, Stage, StageObserver, TestUpload, Toolchain, TransformRequest, Upload,
@@ -153,6 +154,7 @@ impl Fixture {
 
     pub(crate) fn request(&self, name: &str, component: &str) -> DeployRequest {
         DeployRequest {
+            serving: ServingInfo::default(),
             name: name.to_string(),
             plugin: self.plugin(component),
             version: None,

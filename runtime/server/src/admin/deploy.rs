@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
+use mortise_deploy::serving::ServingInfo;
 use mortise_deploy::{
     DeployRequest, Deployed, Failure, NamedUpload, PluginRef, Stage, TestUpload, TransformRequest,
 };
@@ -35,6 +36,8 @@ struct DeployBody {
     #[serde(default)]
     transforms: Vec<TransformBody>,
     tests: Option<TestsBody>,
+    #[serde(default)]
+    serving: ServingInfo,
 }
 
 /// A first-party plugin by name, or an upload.
@@ -104,6 +107,7 @@ impl DeployBody {
             config: self.config,
             transforms: self.transforms.into_iter().map(transform).collect::<Result<_>>()?,
             tests: self.tests.map(tests).transpose()?,
+            serving: self.serving,
             who,
         })
     }
@@ -113,6 +117,9 @@ impl PluginBody {
     fn resolve(self, admin: &Admin) -> Result<PluginRef> {
         Ok(match self.upload {
             None => PluginRef::Builtin(self.name),
+            Some(id) if self.name == "ensemble" => {
+                PluginRef::Ensemble { file: admin.uploads.take(&id)? }
+            }
             Some(id) => {
                 PluginRef::Uploaded { name: self.name, component: admin.uploads.take(&id)? }
             }

@@ -161,6 +161,7 @@ Examples:
   mortise deploy cancer model.onnx --transform tabular=columns.json
   mortise deploy net weights.safetensors --plugin mlp --set layers=3
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
+  mortise deploy both steps.toml --plugin ensemble
 
 The plugin is chosen by the file's extension: .onnx is served by `onnx`,
 .safetensors by `mlp`, and a .wasm file is a plugin itself.")]
@@ -169,7 +170,8 @@ pub(crate) struct DeployArgs {
     pub(crate) name: String,
     /// A model file, a folder of a model's files, or a plugin (.wasm).
     pub(crate) path: PathBuf,
-    /// A first-party plugin (onnx, mlp), or the file of a plugin (.wasm).
+    /// A first-party plugin (onnx, mlp), the file of a plugin (.wasm), or
+    /// `ensemble` for a file that puts deployed models in a row.
     #[arg(long)]
     pub(crate) plugin: Option<String>,
     /// Number of the version; the next free one by default.
@@ -181,6 +183,9 @@ pub(crate) struct DeployArgs {
     /// A value of the plugin's configuration, JSON or text; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// How requests wait, merge and are limited; by default nothing needs tuning.
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) serving: Option<PathBuf>,
     /// Another file for the plugin, by name; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) asset: Vec<String>,

@@ -4,6 +4,7 @@ use super::client::AdminClient;
 use super::show::print_json;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use mortise_deploy::serving::ServingInfo;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -78,12 +79,15 @@ struct Plan {
     config: Map<String, Value>,
     transforms: Vec<Transform>,
     tests: Option<Tests>,
+    serving: ServingInfo,
 }
 
 /// A plugin that the server has, or the file of one.
 enum Component {
     Builtin(String),
     File(PathBuf),
+    /// Deployed models in a row.
+    Ensemble(PathBuf),
 }
 
 struct Named {
@@ -123,6 +127,7 @@ impl Plan {
             config: config(&args.set)?,
             transforms,
             tests: args.tests.as_deref().map(tests).transpose()?,
+            serving: args.serving.as_deref().map(serving).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -146,6 +151,7 @@ impl Plan {
             "config": self.config,
             "transforms": transforms.collect::<Result<Vec<_>>>()?,
             "tests": tests.transpose()?,
+            "serving": self.serving,
         }))
     }
 }
@@ -161,6 +167,9 @@ impl Component {
     fn upload(&self, client: &AdminClient) -> Result<Value> {
         Ok(match self {
             Self::Builtin(name) => json!({"name": name}),
+            Self::Ensemble(path) => {
+                json!({"name": "ensemble", "upload": upload(client, path)?})
+            }
             Self::File(path) => json!({"name": stem(path), "upload": upload(client, path)?}),
         })
     }
@@ -171,6 +180,9 @@ fn plugin_and_assets(args: &DeployArgs) -> Result<(Component, Vec<Named>)> {
     let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
     if extension == "wasm" && args.plugin.is_none() {
         return Ok((Component::File(path.clone()), Vec::new()));
+    }
+    if args.plugin.as_deref() == Some("ensemble") {
+        return Ok((Component::Ensemble(path.clone()), Vec::new()));
     }
     let assets = match path.is_dir() {
         true => files_of(path)?,
@@ -236,6 +248,13 @@ fn config(pairs: &[String]) -> Result<Map<String, Value>> {
         Ok((key.to_string(), value))
     };
     pairs.iter().map(parse).collect()
+}
+
+/// Checked here already, so that a typo is told before anything is uploaded.
+fn serving(path: &Path) -> Result<ServingInfo> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the serving options {}", path.display()))?;
+    ServingInfo::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
 }
 
 /// The test file and the files that it names, which lie beside it.

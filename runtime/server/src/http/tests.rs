@@ -54,6 +54,7 @@ fn revision(name: &str, model: Doubler) -> Arc<Revision> {
         endpoint: name.into(),
         number: 7,
         version: 3,
+        options: mortise_serve::ServingOptions::default(),
         stages: vec![stage],
         created: SystemTime::UNIX_EPOCH,
     };
