@@ -10,6 +10,7 @@ mod peers;
 mod report;
 mod serve;
 mod swap;
+mod versus;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Bench {
     Swap(swap::Args),
     /// Requests per second beside peers and a floor.
     Serve(serve::Args),
+    /// This server beside Triton, MLServer, LitServe and Ray Serve.
+    Peers(versus::Args),
     /// Idle memory, start-up time, size of the binary.
     Footprint,
     /// `kill -9` during deployments.
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Swap(args) => swap::run(&args),
         Bench::Serve(args) => serve::run(&args),
+        Bench::Peers(args) => versus::run(&args),
         Bench::Footprint => footprint::run(),
         Bench::Crash(args) => crash::run(&args),
         Bench::Batching(args) => batching::run(&args),

@@ -49,6 +49,17 @@ impl Message {
         self.bytes(field, &value.0)
     }
 
+    /// The fields of both.
+    #[must_use]
+    pub fn append(mut self, other: &Message) -> Self {
+        self.0.extend_from_slice(&other.0);
+        self
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     #[must_use]
     pub fn each(self, field: u64, values: &[Message]) -> Self {
         values.iter().fold(self, |message, value| message.message(field, value))
@@ -275,6 +286,18 @@ pub fn tagged_sum(tag: f32) -> Vec<u8> {
         .output("y", &[-1, 1])
         .floats("tag", &[1], &[tag])
         .node("Add", &["x", "tag"], &["y"])
+        .model()
+}
+
+/// Sum and difference of `INPUT0` and `INPUT1`, both `[-1, width]`.
+pub fn add_sub(width: i64) -> Vec<u8> {
+    Graph::default()
+        .input("INPUT0", &[-1, width])
+        .input("INPUT1", &[-1, width])
+        .output("OUTPUT0", &[-1, width])
+        .output("OUTPUT1", &[-1, width])
+        .node("Add", &["INPUT0", "INPUT1"], &["OUTPUT0"])
+        .node("Sub", &["INPUT0", "INPUT1"], &["OUTPUT1"])
         .model()
 }
 

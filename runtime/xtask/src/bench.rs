@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::sh::Command;
 use crate::workspace::Workspace;
-use crate::{components, python};
+use crate::{components, peers, python};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
@@ -19,6 +19,9 @@ pub(crate) enum Bench {
     Plugin,
     /// Requests per second beside LitServe, FastAPI and a bare hyper server.
     Serve,
+    /// This server beside Triton, MLServer, LitServe and Ray Serve, with wrk,
+    /// h2load and perf_analyzer.
+    Peers,
     /// Idle memory, start-up time, size of the binary.
     Footprint,
     /// `kill -9` during deployments.
@@ -46,6 +49,9 @@ pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Resu
     if what == Bench::Serve {
         let python = python::environment(workspace, "venv-bench", "tests/bench/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);
+    }
+    if what == Bench::Peers {
+        command = command.env("MORTISE_BENCH_PEERS", peers::prepare(workspace)?);
     }
     last_object(workspace, command)
 }

@@ -1,7 +1,7 @@
 //! Virtual environments with pinned packages, made once and kept in `target`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,16 @@ use crate::workspace::Workspace;
 /// (relative to the root) pins. Made when missing or when the file changed.
 pub(crate) fn environment(
     workspace: &Workspace,
+    name: &str,
+    requirements: &str,
+) -> Result<PathBuf> {
+    environment_of(workspace, "python3".as_ref(), name, requirements)
+}
+
+/// The same with an interpreter of one's choice.
+pub(crate) fn environment_of(
+    workspace: &Workspace,
+    interpreter: &Path,
     name: &str,
     requirements: &str,
 ) -> Result<PathBuf> {
@@ -29,7 +39,7 @@ pub(crate) fn environment(
         return Ok(python);
     }
     timed(&format!("install Python packages into target/{name}"), || {
-        Command::new("python3").args(["-m", "venv", "--clear"]).args([&folder]).run().context(
+        Command::new(interpreter).args(["-m", "venv", "--clear"]).args([&folder]).run().context(
             "Python 3 with the venv module is needed (Debian: apt install python3-venv)",
         )?;
         Command::new(&python)

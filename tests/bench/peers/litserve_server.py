@@ -1,4 +1,5 @@
-"""Digits on LitServe, onnxruntime inside: `litserve_server.py MODEL PORT`."""
+"""A model on LitServe: `litserve_server.py MODEL PORT`, where MODEL is an ONNX
+file (onnxruntime inside) or `addsub`."""
 
 import os
 import sys
@@ -26,8 +27,24 @@ class Digits(litserve.LitAPI):
         return {"outputs": [output.tolist() for output in outputs]}
 
 
+class AddSub(litserve.LitAPI):
+    def setup(self, device):
+        pass
+
+    def decode_request(self, request):
+        return np.asarray(request["a"], np.float32), np.asarray(request["b"], np.float32)
+
+    def predict(self, pair):
+        a, b = pair
+        return a + b, a - b
+
+    def encode_response(self, outputs):
+        return {"sum": outputs[0].tolist(), "difference": outputs[1].tolist()}
+
+
 if __name__ == "__main__":
+    api = AddSub() if sys.argv[1] == "addsub" else Digits()
     server = litserve.LitServer(
-        Digits(), accelerator="cpu", workers_per_device=os.cpu_count(), timeout=30
+        api, accelerator="cpu", workers_per_device=os.cpu_count(), timeout=30
     )
     server.run(port=int(sys.argv[2]), log_level="warning", generate_client_file=False)
