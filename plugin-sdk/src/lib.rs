@@ -66,7 +66,7 @@ pub use graph::{Attribute, ByteRange, Graph, GraphBuilder, ML, NodeBuilder, Subg
 pub use ops::Gemm;
 pub use plugin::{Loaded, Model, Transform};
 pub use router::{Candidate, Choice, Event, Place, Probe, Router};
-pub use signature::{Signature, TensorSpec, VARIABLE};
+pub use signature::{ANY_RANK, Signature, TensorSpec, VARIABLE};
 pub use strategy::{
     Action, Evidence, Finding, Moments, Observation, Plan, Severity, Strategy, Verdict, Window,
     latency_bound_us,
@@ -82,3 +82,8 @@ pub mod __private {
     pub use crate::router::RouterExport;
     pub use crate::strategy::StrategyExport;
 }
+
+/// The plugin in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

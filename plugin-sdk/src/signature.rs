@@ -4,12 +4,16 @@ use crate::bindings::model::mortise::plugin::types as raw;
 /// The size of a dimension that may differ between requests.
 pub const VARIABLE: i64 = -1;
 
+/// Alone in the shape of an output: its rank is not known before a run.
+pub const ANY_RANK: i64 = -2;
+
 /// One named input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
     pub name: String,
     pub dtype: DType,
-    /// Outermost first; [`VARIABLE`] where any size is accepted.
+    /// Outermost first; [`VARIABLE`] where any size is accepted; only
+    /// [`ANY_RANK`] for an output of any rank.
     pub shape: Vec<i64>,
 }
 

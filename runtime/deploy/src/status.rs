@@ -162,7 +162,7 @@ impl From<&TensorSpec> for TensorInfo {
         Self {
             name: spec.name.clone(),
             datatype: spec.dtype.to_string(),
-            shape: spec.shape.clone(),
+            shape: spec.shape_on_wire().to_vec(),
         }
     }
 }

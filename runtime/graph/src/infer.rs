@@ -1,13 +1,13 @@
 //! What can be known of dtypes and shapes before a run. Declarations in files
 //! are often wrong, so only inputs and operators are believed.
 
+mod control;
 mod ml;
 mod rules;
 mod shapes;
 
 pub(crate) use shapes::slice_axes;
 
-use crate::validate::subgraphs;
 use mortise_types::{Attribute, DType, GraphBody, NodeDef, Value, ValueId};
 
 /// What inference knows about a value.
@@ -34,6 +34,18 @@ impl Fact {
         }
     }
 
+    /// What holds of both.
+    pub(crate) fn joined(&self, other: &Self) -> Self {
+        let dtype = self.dtype.filter(|_| self.dtype == other.dtype);
+        let shape = match (&self.shape, &other.shape) {
+            (Some(a), Some(b)) if a.len() == b.len() => {
+                Some(a.iter().zip(b).map(|(&a, &b)| if a == b { a } else { -1 }).collect())
+            }
+            _ => None,
+        };
+        Self { dtype, shape }
+    }
+
     pub(crate) fn rank(&self) -> Option<usize> {
         self.shape.as_ref().map(Vec::len)
     }
@@ -45,19 +57,24 @@ pub(crate) fn static_shape(fact: &Fact) -> Option<Vec<usize>> {
 }
 
 pub(crate) fn infer_body(body: &GraphBody, constants: &[Option<Value>], facts: &mut [Fact]) {
+    infer_body_at(body, constants, facts, 0);
+}
+
+fn infer_body_at(body: &GraphBody, constants: &[Option<Value>], facts: &mut [Fact], depth: usize) {
     for node in &body.nodes {
-        infer_node(node, constants, facts);
+        infer_node_at(node, constants, facts, depth);
     }
 }
 
 /// Writes what is known of the node's outputs into `facts`.
 pub(crate) fn infer_node(node: &NodeDef, constants: &[Option<Value>], facts: &mut [Fact]) {
-    for body in subgraphs(node) {
-        infer_body(body, constants, facts);
-    }
-    let view = NodeView { node, constants, facts };
-    let inferred = rules::infer(&view).unwrap_or_default();
-    for (output, fact) in node.outputs.iter().zip(inferred) {
+    infer_node_at(node, constants, facts, 0);
+}
+
+fn infer_node_at(node: &NodeDef, constants: &[Option<Value>], facts: &mut [Fact], depth: usize) {
+    let of_bodies = control::infer(node, control::Scope { constants, facts: &mut *facts, depth });
+    let inferred = of_bodies.or_else(|| rules::infer(&NodeView { node, constants, facts }));
+    for (output, fact) in node.outputs.iter().zip(inferred.unwrap_or_default()) {
         if let Some(target) = output.and_then(|value| facts.get_mut(value.index())) {
             *target = fact;
         }

@@ -1,8 +1,8 @@
 use crate::infer::{Fact, infer_body};
 use crate::{GraphLimits, fold, fuse, prune, rows, validate, weights};
 use mortise_types::{
-    Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, TensorSpec,
-    VARIABLE, Value, ValueId,
+    Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, TensorSpec, Value,
+    ValueId,
 };
 use std::time::Instant;
 
@@ -52,7 +52,7 @@ pub struct Plan {
     /// By value index: what is known of dtype and shape.
     pub facts: Vec<Fact>,
     /// As the graph computes it. Where inference does not know an output (see
-    /// its fact), `FP32` and one variable dimension stand in.
+    /// its fact), `FP32` and any rank stand in.
     pub signature: Signature,
     /// Whether dimension 0 of every input and output is the batch and no
     /// operator mixes rows, so that requests may be merged and split.
@@ -114,8 +114,10 @@ impl Draft {
         let output = |(value, name): (&ValueId, &String)| {
             let fact = self.fact(*value);
             let dtype = fact.dtype.unwrap_or(DType::F32);
-            let shape = fact.shape.unwrap_or_else(|| vec![VARIABLE]);
-            TensorSpec::new(name, dtype, &shape)
+            match fact.shape {
+                Some(shape) => TensorSpec::new(name, dtype, &shape),
+                None => TensorSpec::of_any_rank(name, dtype),
+            }
         };
         let outputs = self.body.outputs.iter().zip(&def.output_names).map(output).collect();
         Signature { inputs: def.inputs.clone(), outputs }

@@ -477,8 +477,10 @@ impl Wiring {
 }
 
 fn check_fits(stage: &str, takes: &TensorSpec, gives: &TensorSpec) -> Result<()> {
-    let dims_fit = takes.shape.len() == gives.shape.len()
-        && takes.shape.iter().zip(&gives.shape).all(|(&a, &b)| a < 0 || b < 0 || a == b);
+    // What is not known before a run is checked by the stage that takes it.
+    let dims_fit = gives.has_any_rank()
+        || takes.shape.len() == gives.shape.len()
+            && takes.shape.iter().zip(&gives.shape).all(|(&a, &b)| a < 0 || b < 0 || a == b);
     if takes.dtype == gives.dtype && dims_fit {
         return Ok(());
     }
@@ -507,7 +509,7 @@ fn list(specs: &[TensorSpec]) -> String {
     let shown: Vec<String> = specs
         .iter()
         .take(SHOWN)
-        .map(|spec| format!("\"{}\" {}{:?}", spec.name, spec.dtype, spec.shape))
+        .map(|spec| format!("\"{}\" {}{:?}", spec.name, spec.dtype, spec.shape_on_wire()))
         .collect();
     let more = specs.len().saturating_sub(SHOWN);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };

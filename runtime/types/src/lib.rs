@@ -18,7 +18,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use graph_def::{
     Attribute, GraphBody, GraphDef, NodeDef, ValueDef, ValueId, ValueSource, WeightRef,
 };
-pub use signature::{Signature, TensorSpec, VARIABLE};
+pub use signature::{ANY_RANK, Signature, TensorSpec, VARIABLE};
 pub use storage::{BufferPool, Line, Storage};
 pub use tensor::{Shape, Strings, StringsBuilder, Tensor};
 pub use value::{MapKeys, Value};

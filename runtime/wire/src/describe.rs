@@ -61,7 +61,7 @@ impl ModelMetadata<'_> {
                 .map(|spec| Spec {
                     name: &spec.name,
                     datatype: spec.dtype.wire_name().unwrap_or("INVALID"),
-                    shape: &spec.shape,
+                    shape: spec.shape_on_wire(),
                 })
                 .collect()
         }
@@ -126,7 +126,7 @@ impl ModelConfig<'_> {
                 .map(|spec| Spec {
                     name: &spec.name,
                     data_type: config_type(spec.dtype),
-                    dims: &spec.shape,
+                    dims: spec.shape_on_wire(),
                 })
                 .collect()
         }
