@@ -389,7 +389,7 @@ impl Intake<'_> {
         for builtin in self.ctx.builtins.values() {
             let is_used = used.contains(builtin.digest.as_str());
             if is_used && !self.ctx.store.knows(&builtin.digest)? {
-                let mut writer = self.ctx.store.blobs().upload()?;
+                let mut writer = self.ctx.store.blobs().builtin()?;
                 writer.write(&builtin.component)?;
                 self.uploads.push(writer.finish()?);
             }

@@ -102,12 +102,22 @@ impl Blobs {
         Ok(Self { root, tmp, max_artifact_bytes, pins: Arc::default() })
     }
 
+    /// For a file that somebody sends.
     pub(crate) fn upload(&self) -> Result<UploadWriter> {
+        self.upload_up_to(self.max_artifact_bytes)
+    }
+
+    /// For a file that comes with the program: the operator's limit on uploads
+    /// is not about it.
+    pub(crate) fn builtin(&self) -> Result<UploadWriter> {
+        self.upload_up_to(u64::MAX)
+    }
+
+    fn upload_up_to(&self, max_bytes: u64) -> Result<UploadWriter> {
         let file = tempfile::Builder::new()
             .prefix("upload-")
             .tempfile_in(&self.tmp)
             .map_err(|error| io_error("create a file in", &self.tmp, &error))?;
-        let max_bytes = self.max_artifact_bytes;
         Ok(UploadWriter { file, hasher: Sha256::new(), size_bytes: 0, max_bytes })
     }
 
