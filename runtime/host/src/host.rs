@@ -2,7 +2,7 @@ use crate::budget::TickClock;
 use crate::cache::Cache;
 use crate::engine::{Engines, Flavour};
 use crate::state::State;
-use crate::{HostConfig, compile, verify};
+use crate::{HostConfig, compile, verify, wasi};
 use mortise_types::{Bytes, Error, Result};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -232,7 +232,10 @@ impl Host {
 unsafe fn link(flavour: &Flavour, artifact: &[u8]) -> wasmtime::Result<InstancePre<State>> {
     // SAFETY: promised by the caller.
     let component = unsafe { Component::deserialize(&flavour.engine, artifact) }?;
-    flavour.linker.instantiate_pre(&component)
+    match wasi::link(&flavour.engine, &flavour.linker, &component)? {
+        Some(linker) => linker.instantiate_pre(&component),
+        None => flavour.linker.instantiate_pre(&component),
+    }
 }
 
 /// `sha256:<hex>` of the bytes.

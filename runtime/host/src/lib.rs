@@ -30,6 +30,7 @@ mod runner;
 mod state;
 mod strategy;
 mod verify;
+mod wasi;
 mod worker;
 
 pub use config::{CompileLimits, HostConfig, WorkerCommand};

@@ -49,14 +49,31 @@ impl Bucket {
 impl Host for State {
     fn write(&mut self, level: Level, message: String) -> wasmtime::Result<()> {
         self.enter_host()?;
-        let line = one_line(&message, self.shared.limits.log_line_bytes);
+        self.log_line(level, &message);
+        Ok(())
+    }
+}
+
+impl State {
+    fn log_line(&mut self, level: Level, message: &str) {
+        let line = one_line(message, self.shared.limits.log_line_bytes);
         if self.shared.log.0.lock().take(Instant::now()) {
             emit(level, &self.shared.plugin, &self.shared.endpoint, &line);
         }
         if level == Level::Error {
             self.last_error_line = Some(one_line(&line, KEPT_BYTES));
         }
-        Ok(())
+    }
+
+    /// Logs what a plugin writes to a standard stream, piece by piece. All of
+    /// it is kept for the message of a trap: what a runtime says of a panic
+    /// comes in several pieces.
+    pub(crate) fn log_text(&mut self, level: Level, text: &str) {
+        let before = self.last_error_line.take().filter(|_| level == Level::Error);
+        text.lines().filter(|line| !line.is_empty()).for_each(|line| self.log_line(level, line));
+        if let (Some(before), Level::Error) = (before, level) {
+            self.last_error_line = Some(one_line(&format!("{before} {text}"), KEPT_BYTES));
+        }
     }
 }
 

@@ -66,6 +66,9 @@ pub struct PluginStats {
     /// Instances made, first ones and replacements.
     pub instances_made: u64,
     pub quarantines: u64,
+    /// The functions that were running at the last trap, the innermost first,
+    /// as `f <- g <- h`. Told a moment after the call has failed.
+    pub last_trap: Option<Arc<str>>,
     pub log_lines_dropped: u64,
     /// How often each limit of [`PluginLimits`] was hit, by field name.
     pub limits_hit: BTreeMap<&'static str, u64>,
@@ -180,18 +183,23 @@ fn check_signature(shared: &Shared, signature: &Signature) -> Result<()> {
             if !names.insert(&spec.name) {
                 return Err(wrong(format!("two {side}s are named \"{}\"", spec.name)));
             }
-            check_spec(spec).map_err(|what| wrong(format!("{side} \"{}\" {what}", spec.name)))?;
+            let may_vary = side == "output" && spec.has_any_rank();
+            check_spec(spec, may_vary)
+                .map_err(|what| wrong(format!("{side} \"{}\" {what}", spec.name)))?;
         }
     }
     Ok(())
 }
 
-fn check_spec(spec: &TensorSpec) -> std::result::Result<(), String> {
+fn check_spec(spec: &TensorSpec, any_rank: bool) -> std::result::Result<(), String> {
     if spec.name.is_empty() {
         return Err("has no name".into());
     }
     if spec.dtype.wire_name().is_none() {
         return Err(format!("has the dtype {}, which cannot cross the wire", spec.dtype));
+    }
+    if any_rank {
+        return Ok(());
     }
     match spec.shape.iter().find(|&&dim| dim < -1) {
         Some(dim) => Err(format!("has the size {dim}; -1 means any")),

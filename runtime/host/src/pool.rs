@@ -31,6 +31,10 @@ struct Slots {
     alive: usize,
     waiting: usize,
     quarantine: Quarantine,
+    /// Where the last trap happened, until the thread that makes instances
+    /// has time to say so.
+    trace: Vec<String>,
+    last_trap: Option<Arc<str>>,
     /// A thread is making instances.
     refilling: bool,
     closed: bool,
@@ -70,6 +74,8 @@ impl Pool {
             alive: 1,
             waiting: 0,
             quarantine,
+            trace: Vec::new(),
+            last_trap: None,
             refilling: false,
             closed: false,
         };
@@ -111,8 +117,9 @@ impl Pool {
                 Err(failure.error)
             }
             Err(failure) => {
-                self.failed(instance, &failure);
-                Err(failure.error)
+                let error = failure.error.clone();
+                self.failed(instance, failure);
+                Err(error)
             }
         }
     }
@@ -129,12 +136,16 @@ impl Pool {
 
     pub(crate) fn stats(&self) -> PluginStats {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let slots = self.slots.lock();
+        let (instances, last_trap) = (slots.alive, slots.last_trap.clone());
+        drop(slots);
         PluginStats {
             calls: get(&self.counts.calls),
             traps: get(&self.counts.traps),
             timeouts: get(&self.counts.timeouts),
             refused: get(&self.counts.refused),
-            instances: self.slots.lock().alive,
+            instances,
+            last_trap,
             instances_made: get(&self.counts.made),
             quarantines: get(&self.counts.quarantines),
             log_lines_dropped: self.shared.log.dropped(),
@@ -236,7 +247,7 @@ impl Pool {
     }
 
     /// Counts a failed call, and retires its instance if it is spoilt.
-    fn failed(self: &Arc<Self>, instance: Instance, failure: &Failure) {
+    fn failed(self: &Arc<Self>, instance: Instance, failure: Failure) {
         match failure.fault {
             Some(Fault::Trap) => bump(&self.counts.traps),
             Some(Fault::Timeout) => bump(&self.counts.timeouts),
@@ -246,7 +257,7 @@ impl Pool {
         let mut slots = self.slots.lock();
         let mut retired = Vec::new();
         if failure.fault.is_some()
-            && slots.quarantine.failure(failure.error.message(), Instant::now())
+            && slots.quarantine.failure(self.reason(&failure), Instant::now())
         {
             bump(&self.counts.quarantines);
             retired = std::mem::take(&mut slots.idle);
@@ -257,10 +268,32 @@ impl Pool {
             return self.give_back(instance, false);
         }
         slots.alive -= 1;
+        slots.trace = failure.trace;
         drop(slots);
         self.freed.notify_all();
         drop((instance, retired));
         self.refill();
+    }
+
+    /// What a quarantine is told: its own message names the plugin.
+    fn reason<'a>(&self, failure: &'a Failure) -> &'a str {
+        let message = failure.error.message();
+        let name = self.shared.name();
+        message.strip_prefix(&*name).map_or(message, |rest| rest.trim_start_matches([':', ' ']))
+    }
+
+    /// Says in the log where a plugin trapped, in names that people can read.
+    fn tell_trace(&self) {
+        let mut slots = self.slots.lock();
+        let trace = std::mem::take(&mut slots.trace);
+        if trace.is_empty() {
+            return;
+        }
+        drop(slots);
+        let text: Arc<str> = crate::failure::readable(&trace).into();
+        let Shared { plugin, endpoint, .. } = &*self.shared;
+        tracing::warn!(target: "plugin", plugin, endpoint, "it trapped in {text}");
+        self.slots.lock().last_trap = Some(text);
     }
 
     /// Starts a thread that makes the missing instances, unless one runs.
@@ -274,6 +307,7 @@ impl Pool {
         let pool = self.clone();
         let started = std::thread::Builder::new().name("plugin-refill".into()).spawn(move || {
             lower_priority();
+            pool.tell_trace();
             pool.refill_loop();
         });
         if let Err(error) = started {
@@ -285,6 +319,7 @@ impl Pool {
 
     fn refill_loop(&self) {
         while self.wait_for_gap() {
+            self.tell_trace();
             let made = self.make();
             let mut slots = self.slots.lock();
             match made {
@@ -295,7 +330,7 @@ impl Pool {
                 Ok(_) => {}
                 Err(failure) => {
                     bump(&self.counts.quarantines);
-                    slots.quarantine.load_failed(failure.error.message(), Instant::now());
+                    slots.quarantine.load_failed(self.reason(&failure), Instant::now());
                 }
             }
             drop(slots);

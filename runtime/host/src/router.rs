@@ -290,7 +290,7 @@ impl RouterPlugin {
             self.code.shared.plugin,
             self.variants.len()
         ));
-        Err(Failure { error, retire: true, fault: Some(Fault::Trap) })
+        Err(Failure { error, retire: true, fault: Some(Fault::Trap), trace: Vec::new() })
     }
 
     /// A state that this instance cannot read is skipped: it routes on as it

@@ -25,6 +25,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// How messages begin that say something of this plugin.
+    pub(crate) fn name(&self) -> String {
+        format!("plugin \"{}\" of endpoint \"{}\"", self.plugin, self.endpoint)
+    }
+
     pub(crate) fn count_limit(&self, name: &'static str) {
         *self.limits_hit.lock().entry(name).or_default() += 1;
     }

@@ -1,12 +1,14 @@
 use crate::bindings::{VERSION, call_of, export_of};
 use crate::host::{Verified, World, digest_of};
+use crate::wasi;
 use mortise_types::{Bytes, Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use wasmparser::component_types::{ComponentEntityType, ComponentInstanceTypeId};
 use wasmparser::types::TypesRef;
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
-use wit_parser::{PackageId, Resolve};
+use wit_parser::decoding::DecodedWasm;
+use wit_parser::{InterfaceId, PackageId, Resolve, WorldId, WorldItem, WorldKey};
 
 /// The contract as text: what components are checked against.
 const CONTRACT: [(&str, &str); 7] = [
@@ -53,7 +55,8 @@ pub(crate) fn verify(
             call_of(world)
         )));
     }
-    shielded(|| check_types(&component, world))?;
+    let imports_wasi = outline.imports.iter().any(|name| wasi::is_served(name));
+    shielded(|| check_types(&component, world, imports_wasi))?;
     shielded(|| check_features(&component, features))?;
     let digest = digest_of(&component).into();
     Ok(Verified { world, digest, component })
@@ -135,13 +138,15 @@ fn instance_is_async(types: &TypesRef<'_>, id: ComponentInstanceTypeId) -> bool 
 }
 
 fn check_imports(imports: &[String]) -> Result<()> {
-    let Some(name) = imports.iter().find(|name| !IMPORTS.contains(&name.as_str())) else {
+    let is_known = |name: &str| IMPORTS.contains(&name) || wasi::is_served(name);
+    let Some(name) = imports.iter().find(|name| !is_known(name)) else {
         return Ok(());
     };
     if name.starts_with("wasi:") {
         return Err(Error::unsupported(format!(
-            "the component imports \"{name}\", and WASI is not served: a plugin has no files, \
-             network, clock or environment; build it for wasm32-unknown-unknown"
+            "the component imports \"{name}\"; of WASI, only the interfaces of 0.2 are there, \
+             with nothing behind them: build it for wasm32-wasip2, or without WASI for \
+             wasm32-unknown-unknown"
         )));
     }
     if let Some(theirs) = contract_version(name).filter(|&version| version != VERSION) {
@@ -192,17 +197,50 @@ fn contract_version(name: &str) -> Option<&str> {
 }
 
 /// Checks every function's type against the world.
-fn check_types(bytes: &[u8], world: World) -> Result<()> {
+fn check_types(bytes: &[u8], world: World, imports_wasi: bool) -> Result<()> {
     let (resolve, package) = contract()?;
     let id = resolve
         .select_world(&[*package], Some(&world.to_string()))
         .map_err(|error| Error::internal(format!("the contract has no world {world}: {error}")))?;
-    wit_component::targets(resolve, id, bytes).map_err(|error| {
+    let fits = match imports_wasi {
+        true => with_wasi(resolve, id, bytes)
+            .and_then(|resolve| wit_component::targets(&resolve, id, bytes)),
+        false => wit_component::targets(resolve, id, bytes),
+    };
+    fits.map_err(|error| {
         Error::invalid(format!(
             "the component does not fit the world {world} of mortise:plugin@{VERSION}: {}",
             error.root_cause()
         ))
     })
+}
+
+/// The contract, with what the component imports of WASI as part of the world:
+/// the host defines whatever that is.
+fn with_wasi(contract: &Resolve, world: WorldId, bytes: &[u8]) -> anyhow::Result<Resolve> {
+    let (theirs, their_world) = match wit_parser::decoding::decode(bytes)? {
+        DecodedWasm::Component(resolve, world) => (resolve, world),
+        DecodedWasm::WitPackage(..) => anyhow::bail!("it is a WIT package and no component"),
+    };
+    let imports = theirs.worlds[their_world].imports.values();
+    let wasi: Vec<(InterfaceId, WorldItem)> = imports
+        .filter_map(|item| match item {
+            WorldItem::Interface { id, .. } => Some((*id, item.clone())),
+            _ => None,
+        })
+        .filter(|(id, _)| theirs.id_of(*id).is_some_and(|name| wasi::is_served(&name)))
+        .collect();
+    let mut joint = contract.clone();
+    let remap = joint.merge(theirs)?;
+    for (theirs, mut item) in wasi {
+        let merged = remap.interfaces.get(theirs.index()).copied().flatten();
+        let merged = merged.ok_or_else(|| anyhow::anyhow!("an interface was lost"))?;
+        if let WorldItem::Interface { id, .. } = &mut item {
+            *id = merged;
+        }
+        joint.worlds[world].imports.insert(WorldKey::Interface(merged), item);
+    }
+    Ok(joint)
 }
 
 fn contract() -> Result<&'static (Resolve, PackageId)> {
@@ -279,11 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn wasi_and_async_are_unsupported() {
+    fn later_wasi_and_async_are_unsupported() {
         let (kind, message) =
-            refusal(r#"(component (import "wasi:filesystem/types@0.2.0" (instance)))"#);
+            refusal(r#"(component (import "wasi:filesystem/types@0.3.0" (instance)))"#);
         assert_eq!(kind, ErrorKind::Unsupported);
-        assert!(message.contains("imports \"wasi:filesystem/types@0.2.0\""), "{message}");
+        assert!(message.contains("imports \"wasi:filesystem/types@0.3.0\""), "{message}");
 
         let (kind, message) = refusal(
             r#"(component

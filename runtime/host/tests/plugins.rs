@@ -1,6 +1,8 @@
 //! What callers of the host see of plugins that misbehave.
 
 mod common;
+#[path = "plugins/compat.rs"]
+mod compat;
 
 use common::{compiled, config, evil, guests, host, limits, load, tensor, within};
 use mortise_host::{CompileLimits, Host, HostConfig, Plugin, PluginHealth, PluginLimits, World};
@@ -108,6 +110,37 @@ fn broken_binary_interfaces_are_traps() {
 }
 
 #[test]
+fn traps_are_told_in_names_after_the_call() {
+    let plugin = evil("panic", limits()).unwrap();
+    let result = plugin.call(tensor(&[-1.0]), &within(LONG));
+    assert_refused("panic", result, FAILED, "boom in predict");
+    let start = Instant::now();
+    let trace = loop {
+        if let Some(trace) = plugin.stats().last_trap {
+            break trace;
+        }
+        assert!(start.elapsed() < LONG, "no trace");
+        std::thread::yield_now();
+    };
+    assert!(trace.contains("panic") && trace.contains("predict"), "{trace}");
+}
+
+#[test]
+fn wasi_is_there_with_nothing_behind_it() {
+    let component = Bytes::from(guests::wasi_model());
+    let compiled = host().compile(&host().verify(component).unwrap()).unwrap();
+    let plugin = common::load_on(host(), &compiled, "{}", limits()).unwrap();
+    assert_eq!(values(&plugin.call(tensor(&[1.0]), &within(LONG)).unwrap()), [42.0]);
+    for fragment in [
+        "it called wasi:clocks/monotonic-clock@0.2.3 now, and a plugin has no files, network, clock",
+        "it logged: last words",
+    ] {
+        let result = plugin.call(tensor(&[1.0, 2.0]), &within(LONG));
+        assert_refused("clock", result, FAILED, fragment);
+    }
+}
+
+#[test]
 fn logs_are_cut_dropped_and_counted() {
     let plugin = evil("log-flood", PluginLimits { log_lines_per_second: 10, ..limits() }).unwrap();
     assert_eq!(values(&plugin.call(tensor(&[-1.0]), &within(LONG)).unwrap()), [-1.0]);
@@ -163,12 +196,13 @@ fn repeated_traps_lead_to_quarantine_and_back() {
     assert_eq!((stats.traps, stats.quarantines, stats.refused), (4, 2, 1));
 }
 
-/// The quarantine's end is an event on another thread that nothing reports.
+/// The quarantine's end is an event on another thread that nothing reports;
+/// it is a fraction of a second away.
 fn wait_until_ready(plugin: &Plugin) {
     let start = Instant::now();
     while plugin.health() != PluginHealth::Ready {
         assert!(start.elapsed() < LONG, "still in quarantine");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
 }
 
