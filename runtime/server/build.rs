@@ -4,7 +4,22 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const PLUGINS: [&str; 3] = ["onnx", "mlp", "tabular"];
+const PLUGINS: [&str; 12] = [
+    "onnx",
+    "mlp",
+    "tabular",
+    "faults",
+    // Routers.
+    "weighted",
+    "ab",
+    "header",
+    "shadow",
+    "bandit",
+    // Strategies.
+    "canary",
+    "blue-green",
+    "manual",
+];
 
 fn main() {
     let root =

@@ -7,7 +7,9 @@ mod floor;
 mod footprint;
 mod overload;
 mod peers;
+mod policies;
 mod report;
+mod rollouts;
 mod serve;
 mod swap;
 mod versus;
@@ -37,6 +39,10 @@ enum Bench {
     Batching(batching::Args),
     /// Three times the capacity, offered open-loop.
     Overload(overload::Args),
+    /// What routers and shadows cost.
+    Policies(policies::Args),
+    /// Canaries that climb and that are taken back, and `kill -9` between.
+    Rollouts(rollouts::Args),
     /// The floor itself: a bare hyper server, on a port that it prints.
     #[command(hide = true)]
     Floor,
@@ -51,6 +57,8 @@ fn main() -> Result<()> {
         Bench::Crash(args) => crash::run(&args),
         Bench::Batching(args) => batching::run(&args),
         Bench::Overload(args) => overload::run(&args),
+        Bench::Policies(args) => policies::run(&args),
+        Bench::Rollouts(args) => rollouts::run(&args),
         Bench::Floor => floor::run(),
     }
 }

@@ -8,4 +8,6 @@ mod graph_bombs;
 mod guests;
 mod protocol;
 mod recovery;
+mod rollouts;
 mod serving;
+mod walkthrough;

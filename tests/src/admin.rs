@@ -22,6 +22,22 @@ pub struct Deployment {
     pub tests: Option<(String, Vec<File>)>,
     /// How requests wait, merge and are limited; `null` for the defaults.
     pub serving: Value,
+    pub rollout: Option<Rollout>,
+}
+
+/// How a version gets its traffic.
+#[derive(Clone, Debug, Default)]
+pub struct Rollout {
+    pub strategy: Part,
+    pub router: Option<Part>,
+    pub key: Option<String>,
+    pub hook: Option<Value>,
+}
+
+impl Rollout {
+    pub fn of(strategy: Part) -> Self {
+        Self { strategy, ..Self::default() }
+    }
 }
 
 /// A file by name.
@@ -86,6 +102,12 @@ impl Deployment {
     #[must_use]
     pub fn serving(mut self, serving: Value) -> Self {
         self.serving = serving;
+        self
+    }
+
+    #[must_use]
+    pub fn rollout(mut self, rollout: Rollout) -> Self {
+        self.rollout = Some(rollout);
         self
     }
 
@@ -200,6 +222,9 @@ impl Admin {
             let data = files_json(data, &mut upload)?;
             body["tests"] = json!({"upload": upload(toml.as_bytes())?, "data": data});
         }
+        if let Some(rollout) = &deployment.rollout {
+            body["rollout"] = rollout_json(rollout, &mut upload)?;
+        }
         Ok(match refusal {
             Some(refusal) => Err(refusal),
             None => Ok(body),
@@ -229,6 +254,24 @@ impl Admin {
     pub fn undeploy(&mut self, name: &str) -> Result<Value> {
         let path = format!("/v1/endpoints/{name}");
         self.client.send("DELETE", &path, &[], b"")?.ok()?.json()
+    }
+
+    /// The rollout of an endpoint.
+    ///
+    /// # Errors
+    /// It never had one, or the server cannot be reached.
+    pub fn rollout(&mut self, name: &str) -> Result<Value> {
+        self.get(&format!("/v1/endpoints/{name}/rollout"))?.ok()?.json()
+    }
+
+    /// `pause`, `resume`, `promote`, `abort`, and with a body `weight` and
+    /// `strategy`.
+    ///
+    /// # Errors
+    /// It is refused, or the server cannot be reached.
+    pub fn steer_rollout(&mut self, name: &str, action: &str, body: &Value) -> Result<Value> {
+        let path = format!("/v1/endpoints/{name}/rollout/{action}");
+        self.client.post(&path, body.to_string().as_bytes())?.ok()?.json()
     }
 
     /// The state of one endpoint.
@@ -264,6 +307,23 @@ fn part_json(part: &Part, upload: &mut Upload) -> Result<Value> {
     }
     let assets = files_json(&part.assets, upload)?;
     Ok(json!({"plugin": plugin, "assets": assets, "config": part.config}))
+}
+
+fn rollout_json(rollout: &Rollout, upload: &mut Upload) -> Result<Value> {
+    let plugin = |part: &Part, upload: &mut Upload| -> Result<Value> {
+        Ok(part_json(part, upload)?["plugin"].take())
+    };
+    let mut value = json!({
+        "strategy": plugin(&rollout.strategy, upload)?,
+        "config": rollout.strategy.config,
+        "key": rollout.key,
+        "hook": rollout.hook,
+    });
+    if let Some(router) = &rollout.router {
+        value["router"] = plugin(router, upload)?;
+        value["router_config"] = Value::Object(router.config.clone());
+    }
+    Ok(value)
 }
 
 fn files_json(files: &[File], upload: &mut Upload) -> Result<Value> {

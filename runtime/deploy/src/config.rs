@@ -1,4 +1,5 @@
 use crate::memory::machine_memory_bytes;
+use crate::rollout::{Hooks, NoHooks};
 use crate::stage::{NoObserver, StageObserver};
 use crate::toolchain::{HostToolchain, Toolchain};
 use mortise_host::{Host, PluginLimits};
@@ -21,10 +22,12 @@ pub struct DeployConfig {
     /// First-party plugins, which deployments refer to by name.
     pub builtins: Vec<BuiltinPlugin>,
     pub observer: Arc<dyn StageObserver>,
+    /// Calls the hooks of rollouts.
+    pub hooks: Arc<dyn Hooks>,
 }
 
 impl DeployConfig {
-    /// Default limits, no first-party plugins, no observer.
+    /// Default limits, no first-party plugins, no observer, no hooks.
     pub fn new(store_dir: PathBuf, host: Arc<Host>, registry: Arc<Registry>) -> Self {
         Self {
             store_dir,
@@ -34,6 +37,7 @@ impl DeployConfig {
             registry,
             builtins: Vec::new(),
             observer: Arc::new(NoObserver),
+            hooks: Arc::new(NoHooks),
         }
     }
 }

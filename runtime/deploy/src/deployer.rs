@@ -5,6 +5,7 @@ use crate::memory::{Ledger, Reservation};
 use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
 use crate::request::{DeployRequest, NamedUpload};
 use crate::retire::Retirement;
+use crate::rollout::{Active, Hooks, Plan, Prepared, start_ticker};
 use crate::stage::{Failure, Stage, StageObserver, StageTiming};
 use crate::status::{
     AuditEntry, AuditQuery, Deployed, EndpointState, EndpointStatus, GcReport, InProgress,
@@ -23,11 +24,14 @@ use std::time::{Duration, Instant};
 
 /// Owns a store directory and everything that is deployed from it.
 pub struct Deployer {
-    ctx: Context,
+    pub(crate) ctx: Context,
     observer: Arc<dyn StageObserver>,
-    retirement: Retirement,
+    pub(crate) retirement: Retirement,
+    pub(crate) hooks: Arc<dyn Hooks>,
+    /// Rollouts under way, by endpoint.
+    pub(crate) rollouts: Mutex<HashMap<String, Arc<Mutex<Active>>>>,
     /// Memory of what is live, by endpoint.
-    loaded: Mutex<HashMap<String, Reservation>>,
+    pub(crate) loaded: Mutex<HashMap<String, Reservation>>,
     /// Endpoints that something is being done to.
     busy: Mutex<HashMap<String, Busy>>,
 }
@@ -62,6 +66,8 @@ impl Deployer {
         let deployer = Arc::new(Self {
             retirement: Retirement::start(config.observer.clone(), config.limits.drain_timeout)?,
             observer: config.observer,
+            hooks: config.hooks,
+            rollouts: Mutex::default(),
             loaded: Mutex::default(),
             busy: Mutex::default(),
             ctx: Context {
@@ -75,6 +81,7 @@ impl Deployer {
             },
         });
         deployer.restore_all()?;
+        start_ticker(&deployer)?;
         Ok(deployer)
     }
 
@@ -281,17 +288,26 @@ const UNLOADED: &str = "it was unloaded; `load` brings it back";
 impl Deployer {
     fn run_stages(
         &self,
-        request: DeployRequest,
+        mut request: DeployRequest,
         numbers: Numbers,
         track: &mut Track<'_>,
     ) -> Result<Deployed> {
         let ctx = &self.ctx;
+        let rollout = request.rollout.take().map(|rollout| ctx.receive_rollout(rollout));
+        let (rollout, _pins): (Option<Plan>, _) = rollout.transpose()?.unzip();
         let uploaded = track.stage(Stage::Uploaded, || Uploaded::receive(ctx, request, numbers))?;
         let verified = track.stage(Stage::Verified, || uploaded.verify())?;
         let compiled = track.stage(Stage::Compiled, || verified.compile())?;
         let tested = track.stage(Stage::SelfTested, || compiled.self_test())?;
-        let warmed = track.stage(Stage::Warmed, || Ok(tested.warm()))?;
-        let mut deployed = track.stage(Stage::Live, || self.commit(warmed))?;
+        let (warmed, prepared) = track.stage(Stage::Warmed, || {
+            let warmed = tested.warm();
+            let prepared = rollout.map(|plan| Prepared::new(ctx, &warmed, plan)).transpose()?;
+            Ok((warmed, prepared))
+        })?;
+        let mut deployed = track.stage(Stage::Live, || match prepared {
+            Some(prepared) => self.commit_rollout(warmed, prepared),
+            None => self.commit(warmed),
+        })?;
         deployed.stages = std::mem::take(&mut track.passed);
         Ok(deployed)
     }
@@ -333,12 +349,13 @@ impl Deployer {
             tests: warmed.report.clone(),
             merging: warmed.merging.clone(),
             memory_bytes: warmed.built.reservation.bytes(),
+            rollout_weight_percent: None,
         };
         self.publish(warmed);
         Ok(deployed)
     }
 
-    fn publish(&self, warmed: Warmed<'_>) {
+    pub(crate) fn publish(&self, warmed: Warmed<'_>) {
         let name = warmed.endpoint().to_string();
         let drain = self.ctx.registry.publish(&name, warmed.built.revision);
         let replaced = self.loaded.lock().insert(name.clone(), warmed.built.reservation);
@@ -369,7 +386,7 @@ impl Deployer {
         })
     }
 
-    fn build_stored(&self, name: &str, revision: &RevisionInfo) -> Result<Warmed<'_>> {
+    pub(crate) fn build_stored(&self, name: &str, revision: &RevisionInfo) -> Result<Warmed<'_>> {
         let uploaded = Uploaded::restore(&self.ctx, name, revision);
         Ok(uploaded.verify()?.compile()?.self_test()?.warm())
     }
@@ -406,7 +423,7 @@ impl Deployer {
             self.ctx.registry.withdraw(name, UNLOADED);
             return;
         }
-        let restore = || self.build_stored(name, &endpoint.live).map(|warmed| self.publish(warmed));
+        let restore = || self.restore_rollout(endpoint, self.build_stored(name, &endpoint.live)?);
         // A panic of one endpoint must not keep the others from serving.
         let result = background::run("mortise-restore", Duration::MAX, restore);
         if let Err(error) = result {
@@ -450,12 +467,26 @@ impl Deployer {
             rollback_revision: self.rollback_target(&name, &endpoint.live)?,
             last_failure: self.ctx.store.last_failure(&name)?,
             memory_bytes: self.loaded.lock().get(&name).map_or(0, Reservation::bytes),
+            rollout: self.rollout_note(&name),
             signature: live.map(|live| SignatureInfo::from(live.signature())),
             revision: endpoint.live,
             state,
             in_progress,
             name,
         })
+    }
+
+    /// `canary: version 4 gets 5 % (running)`
+    fn rollout_note(&self, name: &str) -> Option<String> {
+        let active = self.rollouts.lock().get(name).cloned()?;
+        let row = active.lock().row.clone();
+        Some(format!(
+            "{}: version {} gets {} % ({})",
+            row.plan.strategy.plugin,
+            row.candidate_version,
+            f64::from(row.weight) / 100.0,
+            row.phase.name()
+        ))
     }
 
     fn rollback_target(&self, name: &str, live: &RevisionInfo) -> Result<Option<u64>> {
@@ -475,6 +506,12 @@ impl Deployer {
                 other.who,
                 other.stage,
                 other.since.elapsed().as_millis()
+            )));
+        }
+        if self.rollouts.lock().contains_key(name) {
+            return Err(Error::conflict(format!(
+                "\"{name}\" has a rollout under way: end it first, with `mortise rollout promote \
+                 {name}` or `mortise rollout abort {name}`"
             )));
         }
         let max = self.ctx.limits.max_concurrent_deployments;

@@ -19,6 +19,7 @@ mod memory;
 mod pipeline;
 mod request;
 mod retire;
+mod rollout;
 pub mod selftest;
 pub mod serving;
 mod stage;
@@ -30,7 +31,13 @@ pub use background::lower_priority;
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
 pub use deployer::Deployer;
 pub use memory::machine_memory_bytes;
-pub use request::{DeployRequest, NamedUpload, PluginRef, TestUpload, TransformRequest};
+pub use request::{
+    DeployRequest, NamedUpload, PluginRef, RolloutRequest, TestUpload, TransformRequest,
+};
+pub use rollout::{
+    EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
+    RolloutStatus, VariantTotals,
+};
 pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};
 pub use status::{
     AssetInfo, AuditEntry, AuditQuery, Deployed, EndpointState, EndpointStatus, GcReport,

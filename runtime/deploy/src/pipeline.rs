@@ -6,7 +6,8 @@ use crate::config::DeployLimits;
 use crate::ensemble::{self, ENSEMBLE};
 use crate::generate;
 use crate::memory::{Ledger, Reservation};
-use crate::request::{DeployRequest, NamedUpload, PluginRef};
+use crate::request::{DeployRequest, NamedUpload, PluginRef, RolloutRequest};
+use crate::rollout::Plan;
 use crate::selftest::{self, Report, SelfTest};
 use crate::status::{AssetInfo, Merging, PartInfo, RevisionInfo, VersionInfo};
 use crate::store::{Numbers, Pin, Store, Upload, now_ms};
@@ -399,6 +400,44 @@ impl Intake<'_> {
 }
 
 impl Context {
+    /// Takes the policies of a rollout into the store.
+    ///
+    /// # Errors
+    /// When a plugin is unknown, or the disk is full or read-only.
+    pub(crate) fn receive_rollout(&self, request: RolloutRequest) -> Result<(Plan, [Pin; 2])> {
+        let (strategy, first) = self.receive_policy(request.strategy, request.config)?;
+        let (router, second) = self.receive_policy(request.router, request.router_config)?;
+        // The strategy says how often it wants to look, when it begins.
+        let plan =
+            Plan { strategy, router, key: request.key, hook: request.hook, check_every_ms: 0 };
+        Ok((plan, [first, second]))
+    }
+
+    /// Takes a policy into the store. `gc` leaves it alone while the pin lives.
+    ///
+    /// # Errors
+    /// As [`Context::receive_rollout`].
+    pub(crate) fn receive_policy(
+        &self,
+        plugin: PluginRef,
+        config: Map<String, Value>,
+    ) -> Result<(PartInfo, Pin)> {
+        let mut intake = Intake { ctx: self, uploads: Vec::new() };
+        let part = intake.part(plugin, Vec::new(), config)?;
+        let pin = self.store.blobs().pin(vec![part.plugin_digest.clone()]);
+        let mut uploads = intake.uploads;
+        if let Ok(builtin) = self.builtin(&part.plugin)
+            && builtin.digest == part.plugin_digest
+            && !self.store.knows(&builtin.digest)?
+        {
+            let mut writer = self.store.blobs().builtin()?;
+            writer.write(&builtin.component)?;
+            uploads.push(writer.finish()?);
+        }
+        self.store.place(uploads)?;
+        Ok((part, pin))
+    }
+
     fn builtin(&self, name: &str) -> Result<&Builtin> {
         self.builtins.get(name).ok_or_else(|| {
             let mut names: Vec<&str> = self.builtins.keys().map(String::as_str).collect();
@@ -432,7 +471,7 @@ fn about(part: &PartInfo, error: Error) -> Error {
 fn wrong_world(part: &PartInfo, is: World, wanted: World) -> Error {
     Error::invalid(format!(
         "plugin \"{}\" is a {is}, and is used as a {wanted}: models are given with --plugin, \
-         transforms with --transform",
+         transforms with --transform, strategies with --rollout, routers with --router",
         part.plugin
     ))
 }

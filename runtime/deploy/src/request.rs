@@ -1,3 +1,4 @@
+use crate::rollout::RolloutHook;
 use crate::serving::ServingInfo;
 use crate::store::Upload;
 use serde_json::{Map, Value};
@@ -22,8 +23,24 @@ pub struct DeployRequest {
     pub serving: ServingInfo,
     /// Checked before the deployment goes live; see [`crate::selftest`].
     pub tests: Option<TestUpload>,
+    /// Gives the version a share of the traffic instead of all of it.
+    pub rollout: Option<RolloutRequest>,
     /// Who deploys, for the audit log.
     pub who: String,
+}
+
+/// How a new version gets its traffic.
+pub struct RolloutRequest {
+    /// `canary`, `blue-green`, `manual`, or a component.
+    pub strategy: PluginRef,
+    pub config: Map<String, Value>,
+    /// `weighted`, or another that decides about each request.
+    pub router: PluginRef,
+    pub router_config: Map<String, Value>,
+    /// Where the sticky key of a request is: `header:NAME`, `parameter:NAME` or
+    /// `input:NAME`.
+    pub key: Option<String>,
+    pub hook: Option<RolloutHook>,
 }
 
 /// One transform in front of the model.

@@ -24,6 +24,8 @@ pub struct Deployed {
     pub merging: Merging,
     /// Bytes reserved for the new revision: weights, arena, instances.
     pub memory_bytes: u64,
+    /// The share that a rollout began with; `None` when the version is live.
+    pub rollout_weight_percent: Option<f64>,
 }
 
 /// Whether requests to a revision may be merged.
@@ -68,6 +70,8 @@ pub struct EndpointStatus {
     pub revision: RevisionInfo,
     /// Where `rollback` would go; `None` when there is nothing before.
     pub rollback_revision: Option<u64>,
+    /// A rollout that is under way: its strategy, candidate and share.
+    pub rollout: Option<String>,
     /// A deployment that is under way.
     pub in_progress: Option<InProgress>,
     /// The newest deployment, when it failed: what live serves is older.
@@ -196,7 +200,8 @@ pub struct AuditEntry {
     /// Milliseconds since the Unix epoch.
     pub at_ms: u64,
     pub who: String,
-    /// `deploy`, `undeploy`, `rollback`, `load`, `unload`, `gc`.
+    /// `deploy`, `undeploy`, `rollback`, `load`, `unload`, `gc`, `rollout` and
+    /// what happens to one (`rollout_step`, `rollout_promote`, …).
     pub action: String,
     pub endpoint: Option<String>,
     pub version: Option<u64>,

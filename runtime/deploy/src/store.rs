@@ -16,12 +16,14 @@
 mod blobs;
 mod lock;
 mod records;
+mod rollouts;
 mod schema;
 mod sweep;
 
 pub(crate) use blobs::{Blobs, Pin, digest_of};
 pub use blobs::{Upload, UploadWriter};
 pub(crate) use records::{AuditRecord, NewRevision, Numbers, StoredEndpoint};
+pub(crate) use rollouts::RolloutEnd;
 pub(crate) use sweep::Keep;
 
 use lock::StoreLock;

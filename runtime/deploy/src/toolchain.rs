@@ -1,6 +1,9 @@
-use mortise_host::{Compiled, Host, LoadRequest, Plugin, Verified, World};
+use mortise_host::{
+    Compiled, Host, LoadRequest, Plugin, PolicyRequest, RouteVariant, RouterPlugin, StrategyPlugin,
+    Verified, World,
+};
 use mortise_serve::Stage;
-use mortise_types::{Bytes, Result};
+use mortise_types::{Bytes, Error, Result};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +33,25 @@ pub trait CompiledPlugin: Send {
     /// # Errors
     /// What the plugin's `load` reports, or the limit that it hit.
     fn load(&self, request: LoadRequest) -> Result<Stage>;
+
+    /// Configures a router for these variants.
+    ///
+    /// # Errors
+    /// What the plugin reports, or the limit that it hit.
+    fn router(
+        &self,
+        request: PolicyRequest,
+        variants: Vec<RouteVariant>,
+    ) -> Result<Arc<RouterPlugin>> {
+        let _ = variants;
+        Err(Error::unsupported(format!("\"{}\" cannot route", request.plugin)))
+    }
+
+    /// # Errors
+    /// What the plugin reports, or the limit that it hit.
+    fn strategy(&self, request: PolicyRequest) -> Result<StrategyPlugin> {
+        Err(Error::unsupported(format!("\"{}\" is no strategy", request.plugin)))
+    }
 }
 
 /// [`Toolchain`] over the plugin host. Remembers the newest components it
@@ -110,5 +132,17 @@ impl CompiledPlugin for HostCode {
         let name = request.plugin.clone();
         let plugin = Plugin::load(&self.host, &self.compiled, request)?;
         Ok(Stage::from_plugin(&name, self.compiled.digest(), &plugin))
+    }
+
+    fn router(
+        &self,
+        request: PolicyRequest,
+        variants: Vec<RouteVariant>,
+    ) -> Result<Arc<RouterPlugin>> {
+        RouterPlugin::load(&self.host, &self.compiled, request, variants)
+    }
+
+    fn strategy(&self, request: PolicyRequest) -> Result<StrategyPlugin> {
+        StrategyPlugin::load(&self.host, &self.compiled, request)
     }
 }

@@ -1,20 +1,22 @@
 use crate::admission::{Admission, Budget, Permit};
+use crate::lineup::{Lineup, Route};
 use crate::rate_limit::RateLimiter;
 use crate::revision::Revision;
+use crate::routing::RequestFacts;
 use crate::sequence::SequenceTable;
 use crate::stats::{Stats, StatsSnapshot};
 use crate::version_stats::VersionStatsSnapshot;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mortise_host::PluginHealth;
-use mortise_types::{Error, Result};
+use mortise_types::{Error, Result, Tensor};
 use std::sync::Arc;
 
-/// A name that answers requests, and the revision that answers now.
+/// A name that answers requests, and the versions that answer now.
 pub struct Endpoint {
     name: String,
     /// Identifies the endpoint in the queues of the thread pools.
     pub(crate) lane: u64,
-    live: ArcSwapOption<Revision>,
+    lineup: ArcSwapOption<Lineup>,
     /// Why there is no live revision, when there is none.
     absence: ArcSwap<String>,
     requests: Arc<Budget>,
@@ -36,7 +38,7 @@ impl Endpoint {
         Self {
             name: name.to_string(),
             lane,
-            live: ArcSwapOption::empty(),
+            lineup: ArcSwapOption::empty(),
             absence: ArcSwap::from_pointee("it is loading".to_string()),
             requests: Budget::new(max_requests as u64),
             stats: Stats::default(),
@@ -49,16 +51,22 @@ impl Endpoint {
         &self.name
     }
 
-    /// The revision that answers requests from now on. Whoever holds it keeps
-    /// it from being dropped, so hold it no longer than a request.
+    /// The revision that answers requests from now on, the stable one of
+    /// several. Whoever holds it keeps it from being dropped, so hold it no
+    /// longer than a request.
     pub fn live(&self) -> Option<Arc<Revision>> {
-        self.live.load_full()
+        self.lineup.load().as_ref().map(|lineup| lineup.stable().revision.clone())
+    }
+
+    /// All versions that answer requests from now on, with their shares.
+    pub fn lineup(&self) -> Option<Arc<Lineup>> {
+        self.lineup.load_full()
     }
 
     /// Whether a request would be run now: there is a live revision and none of
     /// its plugins is in quarantine.
     pub fn readiness(&self) -> Readiness {
-        match self.current(None) {
+        match self.current() {
             Ok(_) => Readiness::Ready,
             Err(error) => Readiness::NotReady(error.message().to_string()),
         }
@@ -75,33 +83,55 @@ impl Endpoint {
 
     /// Statistics of each version that answers now.
     pub fn version_stats(&self) -> Vec<VersionStatsSnapshot> {
-        self.live().iter().map(|revision| revision.stats_snapshot()).collect()
+        let lineup = self.lineup();
+        let variants = lineup.iter().flat_map(|lineup| lineup.variants());
+        variants.map(|variant| variant.revision.stats_snapshot()).collect()
     }
 
-    /// The revision for one request.
+    /// Where one request goes: to the version that it names, or to the one that
+    /// the router chooses.
+    ///
+    /// # Errors
+    /// [`mortise_types::ErrorKind::NotReady`] without a live version,
+    /// [`mortise_types::ErrorKind::NotFound`] when `version` is not live.
+    pub(crate) fn route(
+        &self,
+        version: Option<&str>,
+        facts: Option<&dyn RequestFacts>,
+        inputs: &[(String, Tensor)],
+    ) -> Result<Route> {
+        let lineup = self.lineup_or_absence()?;
+        match version {
+            None => Ok(lineup.route(facts, inputs)),
+            Some(version) => lineup.named(&self.name, version),
+        }
+    }
+
+    /// The stable revision, if it can answer now.
     ///
     /// # Errors
     /// [`mortise_types::ErrorKind::NotReady`] without a live revision or with a
-    /// plugin in quarantine, [`mortise_types::ErrorKind::NotFound`] when
-    /// `version` is not the one that is live.
-    pub(crate) fn current(&self, version: Option<&str>) -> Result<Arc<Revision>> {
-        let revision = self.live().ok_or_else(|| {
+    /// plugin in quarantine.
+    pub(crate) fn current(&self) -> Result<Arc<Revision>> {
+        let revision = self.lineup_or_absence()?.stable().revision.clone();
+        self.check(&revision).map(|()| revision)
+    }
+
+    pub(crate) fn lineup_or_absence(&self) -> Result<Arc<Lineup>> {
+        self.lineup().ok_or_else(|| {
             Error::not_ready(format!(
                 "model \"{}\" is not ready: {}",
                 self.name,
                 self.absence.load()
             ))
-        })?;
-        if version.is_some_and(|wanted| wanted.parse() != Ok(revision.version())) {
-            return Err(Error::not_found(format!(
-                "model \"{}\" has no version \"{}\"; version {} is live",
-                self.name,
-                version.unwrap_or_default(),
-                revision.version()
-            )));
-        }
+        })
+    }
+
+    /// # Errors
+    /// [`mortise_types::ErrorKind::NotReady`] with a plugin in quarantine.
+    pub(crate) fn check(&self, revision: &Revision) -> Result<()> {
         match revision.quarantine() {
-            None => Ok(revision),
+            None => Ok(()),
             Some((plugin, health)) => Err(self.quarantined(plugin, &health)),
         }
     }
@@ -124,9 +154,9 @@ impl Endpoint {
         admission.admit(input_bytes as u64)
     }
 
-    /// The one store that makes a revision live.
-    pub(crate) fn swap(&self, revision: Option<Arc<Revision>>) -> Option<Arc<Revision>> {
-        self.live.swap(revision)
+    /// The one store that makes versions live.
+    pub(crate) fn swap(&self, lineup: Option<Arc<Lineup>>) -> Option<Arc<Lineup>> {
+        self.lineup.swap(lineup)
     }
 
     pub(crate) fn set_absence(&self, reason: &str) {

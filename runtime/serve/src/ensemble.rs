@@ -185,7 +185,7 @@ fn member(registry: &Registry, name: &str) -> Result<(Arc<Endpoint>, Arc<Revisio
     let endpoint = registry.endpoint(name);
     let endpoint =
         endpoint.ok_or_else(|| Error::not_ready(format!("model \"{name}\" is not deployed")))?;
-    let revision = endpoint.current(None)?;
+    let revision = endpoint.current()?;
     if revision.ensemble().is_some() {
         return Err(Error::invalid(format!(
             "model \"{name}\" is an ensemble; name its steps instead"

@@ -3,10 +3,12 @@ use crate::batch::{Done, Pending, Submission, run_one};
 use crate::cache::{self, ResponseCache};
 use crate::endpoint::Endpoint;
 use crate::ensemble::Ensemble;
+use crate::lineup::{Lineup, Route, Variant};
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
+use crate::routing::RequestFacts;
 use crate::version_stats::{Execution, Timings};
-use mortise_types::{Error, Result, RunControl, Tensor};
+use mortise_types::{Error, ErrorKind, Result, RunControl, Tensor};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use tokio::sync::oneshot;
 
 /// One request for an inference. `..InferCall::default()` fills in what a
 /// protocol does not have.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct InferCall<'a> {
     pub endpoint: &'a str,
     /// As it stands in the request; `None` for the live version.
@@ -32,6 +34,8 @@ pub struct InferCall<'a> {
     pub priority: u64,
     /// The sequence that the request belongs to, of a model that keeps state.
     pub sequence: Option<SequenceStep>,
+    /// What routers may look at; `None` where the protocol has nothing of it.
+    pub facts: Option<&'a dyn RequestFacts>,
     /// Whose rate limit the request counts against: an API key or an address.
     pub client_key: Option<&'a str>,
 }
@@ -56,6 +60,8 @@ pub enum SequenceId {
 pub struct InferAnswer {
     /// The revision that computed all of the outputs.
     pub revision: Arc<Revision>,
+    /// What the version is called among those that share the traffic.
+    pub variant: Arc<str>,
     pub outputs: Vec<(String, Tensor)>,
     pub timings: Timings,
 }
@@ -73,21 +79,21 @@ impl Registry {
         let endpoint = self
             .endpoint(call.endpoint)
             .ok_or_else(|| Error::not_found(format!("unknown model \"{}\"", call.endpoint)))?;
-        let revision = self.revision_for(&endpoint, &call);
-        self.infer_recorded(&endpoint, revision, call).await
+        let route = self.route_for(&endpoint, &call);
+        self.infer_recorded(&endpoint, route, call).await
     }
 
     async fn infer_recorded(
         &self,
         endpoint: &Endpoint,
-        revision: Result<Arc<Revision>>,
+        route: Result<Route>,
         call: InferCall<'_>,
     ) -> Result<InferAnswer> {
         let recording = endpoint.stats.begin();
         let now = self.config.clock.now();
         let arrived = call.arrived.unwrap_or(now);
-        let outcome = match revision {
-            Ok(revision) => self.infer_on(endpoint, revision, call, arrived).await,
+        let outcome = match route {
+            Ok(route) => self.infer_routed(endpoint, &route, call, arrived).await,
             Err(error) => Err(error),
         };
         match &outcome {
@@ -97,28 +103,71 @@ impl Registry {
         outcome
     }
 
-    /// The revision that an open sequence began with; otherwise what is live.
-    fn revision_for(&self, endpoint: &Endpoint, call: &InferCall<'_>) -> Result<Arc<Revision>> {
-        let revision = endpoint.current(call.version)?;
+    /// The revision that an open sequence began with; otherwise what the
+    /// request names, or the router chooses.
+    fn route_for(&self, endpoint: &Endpoint, call: &InferCall<'_>) -> Result<Route> {
         let step = call.sequence.as_ref().filter(|step| !step.start && call.version.is_none());
         let open = step.and_then(|step| endpoint.sequences.find(&step.id, self.config.clock.now()));
-        Ok(open.map_or(revision, |sequence| sequence.revision.clone()))
+        match open {
+            None => endpoint.route(call.version, call.facts, &call.inputs),
+            Some(sequence) => {
+                let lineup = endpoint.lineup_or_absence()?;
+                Ok(lineup.keep(&sequence.revision))
+            }
+        }
+    }
+
+    /// Runs a request on the variant that was chosen. When that one cannot
+    /// answer at all, the stable one does.
+    async fn infer_routed(
+        &self,
+        endpoint: &Endpoint,
+        route: &Route,
+        call: InferCall<'_>,
+        arrived: Instant,
+    ) -> Result<InferAnswer> {
+        let fallback = route.fallback();
+        let is_needed_again = fallback.is_some() || route.has_shadows();
+        let kept = is_needed_again.then(|| call.clone());
+        let variant = route.variant();
+        let outcome = self.infer_on(endpoint, variant, call, arrived).await;
+        if route.is_evidence {
+            match &outcome {
+                Ok(_) => variant.stats.succeeded(self.config.clock.now() - arrived),
+                Err(error) => variant.stats.failed(error.kind()),
+            }
+        }
+        match (outcome, fallback, kept) {
+            (Err(error), Some(stable), Some(call)) if error.kind() == ErrorKind::NotReady => {
+                variant.stats.fell_back();
+                self.infer_on(endpoint, stable, call, arrived).await
+            }
+            (Ok(answer), _, Some(call)) => {
+                for shadow in route.shadows() {
+                    self.shadows.mirror(shadow, &call.inputs, &answer.outputs);
+                }
+                Ok(answer)
+            }
+            (outcome, ..) => outcome,
+        }
     }
 
     async fn infer_on(
         &self,
         endpoint: &Endpoint,
-        revision: Arc<Revision>,
+        variant: &Variant,
         call: InferCall<'_>,
         arrived: Instant,
     ) -> Result<InferAnswer> {
+        let revision = variant.revision.clone();
+        endpoint.check(&revision)?;
         let outcome = self.run_on(endpoint, &revision, call, arrived).await;
         let took = self.config.clock.now().saturating_duration_since(arrived);
         match outcome {
             Ok(answered) => {
                 revision.stats.succeeded(answered.rows, took, &answered.timings);
                 let Answered { outputs, timings, .. } = answered;
-                Ok(InferAnswer { outputs, timings, revision })
+                Ok(InferAnswer { outputs, timings, revision, variant: variant.name.clone() })
             }
             Err(error) => {
                 revision.stats.failed(took);
@@ -267,7 +316,8 @@ impl Registry {
         revision: Arc<Revision>,
         call: InferCall<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<InferAnswer>> + Send + 'a>> {
-        Box::pin(self.infer_recorded(endpoint, Ok(revision), call))
+        let lineup = Arc::new(Lineup::single(revision));
+        Box::pin(self.infer_recorded(endpoint, Ok(Route::past_router(lineup)), call))
     }
 
     async fn run_admitted(

@@ -10,26 +10,31 @@ mod endpoint;
 mod ensemble;
 mod fair;
 mod infer;
+mod lineup;
 mod options;
 mod pool;
 mod rate_limit;
 mod reaper;
 mod registry;
 mod revision;
+mod routing;
 mod runner;
 mod sequence;
 mod service_time;
+mod shadow;
 mod stage;
 mod state;
 mod stats;
 #[cfg(test)]
 mod testing;
+mod variant_stats;
 mod version_stats;
 
 pub use config::ServeConfig;
 pub use endpoint::{Endpoint, Readiness};
 pub use ensemble::{EnsemblePlan, EnsembleStep};
 pub use infer::{InferAnswer, InferCall, SequenceId, SequenceStep};
+pub use lineup::{Lineup, Variant};
 pub use options::{
     BatchOptions, CacheOptions, LevelOptions, Rate, RateLimits, SequenceOptions, ServingOptions,
     StateTie, TimeoutAction,
@@ -37,7 +42,11 @@ pub use options::{
 pub use reaper::{Drain, Draining};
 pub use registry::Registry;
 pub use revision::{Revision, RevisionParts};
+pub use routing::{KeySource, RequestFacts, Router, Routing, hash_key};
 pub use runner::Runner;
 pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};
+pub use variant_stats::{
+    MetricMoments, ShadowSnapshot, VARIANT_LATENCY_BUCKETS, VariantStats, VariantStatsSnapshot,
+};
 pub use version_stats::{BatchStats, DurationCount, Timings, VersionStatsSnapshot};

@@ -2,10 +2,12 @@ use crate::admission::Budget;
 use crate::batch::{Engine, Timer};
 use crate::config::ServeConfig;
 use crate::endpoint::Endpoint;
+use crate::lineup::Lineup;
 use crate::pool::{PoolSize, WorkerPool};
 use crate::reaper::{Drain, Draining, Reaper};
 use crate::revision::Revision;
 use crate::runner::Runner;
+use crate::shadow::Shadows;
 use arc_swap::ArcSwap;
 use mortise_compute::{CpuDevice, CpuOptions, Device};
 use mortise_host::GraphRunner;
@@ -29,6 +31,7 @@ pub struct Registry {
     reaper: Reaper,
     pub(crate) admitted_bytes: Arc<Budget>,
     pub(crate) engine: Arc<Engine>,
+    pub(crate) shadows: Shadows,
     pub(crate) config: ServeConfig,
 }
 
@@ -50,6 +53,7 @@ impl Registry {
             reaper: Reaper::new(config.on_background_thread).map_err(threads)?,
             admitted_bytes: Budget::new(config.max_admitted_bytes),
             engine: engine(&config).map_err(threads)?,
+            shadows: Shadows::new(config.on_background_thread).map_err(threads)?,
             config,
         });
         sweep_sequences(Arc::downgrade(&registry)).map_err(threads)?;
@@ -82,8 +86,31 @@ impl Registry {
     /// the old one end with it; it is dropped by a background thread after the
     /// last. Returns the drain of the old revision, if there was one.
     pub fn publish(&self, name: &str, revision: Arc<Revision>) -> Option<Drain> {
-        let old = self.ensure(name).swap(Some(revision));
-        old.map(|old| self.reaper.retire(old))
+        self.publish_lineup(name, Lineup::single(revision)).pop()
+    }
+
+    /// Makes several versions live with one pointer store, as
+    /// [`Registry::publish`] does for one. Returns the drains of the revisions
+    /// that no longer take part.
+    pub fn publish_lineup(&self, name: &str, lineup: Lineup) -> Vec<Drain> {
+        let lineup = Arc::new(lineup);
+        let old = self.ensure(name).swap(Some(lineup.clone()));
+        self.retire(old, |revision| !lineup.has(revision))
+    }
+
+    fn retire(
+        &self,
+        old: Option<Arc<Lineup>>,
+        left: impl Fn(&Arc<Revision>) -> bool,
+    ) -> Vec<Drain> {
+        let variants = old.iter().flat_map(|old| old.variants());
+        let gone: Vec<Arc<Revision>> = variants
+            .filter(|variant| left(&variant.revision))
+            .map(|variant| variant.revision.clone())
+            .collect();
+        // Before the drains look at who else holds the revisions.
+        drop(old);
+        gone.into_iter().map(|revision| self.reaper.retire(revision)).collect()
     }
 
     /// Takes an endpoint out of service but keeps its name: requests are
@@ -92,7 +119,7 @@ impl Registry {
         let endpoint = self.ensure(name);
         endpoint.set_absence(reason);
         endpoint.sequences.clear();
-        endpoint.swap(None).map(|old| self.reaper.retire(old))
+        self.retire(endpoint.swap(None), |_| true).pop()
     }
 
     /// Removes an endpoint: its name becomes unknown.
@@ -100,7 +127,7 @@ impl Registry {
         let removed = self.change(|endpoints| endpoints.remove(name))?;
         removed.set_absence("it was removed");
         removed.sequences.clear();
-        removed.swap(None).map(|old| self.reaper.retire(old))
+        self.retire(removed.swap(None), |_| true).pop()
     }
 
     /// Old revisions that still have requests under way.

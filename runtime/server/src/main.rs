@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod demo;
 mod embedded;
+mod hooks;
 mod http;
 mod metrics;
 mod net;

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use mortise_host::PluginStats;
-use mortise_serve::{Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot};
+use mortise_serve::{
+    Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot, Variant, VariantStatsSnapshot,
+};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -51,6 +53,8 @@ fn render(app: &App) -> String {
     endpoint_counters(&mut page, &rows);
     latency(&mut page, &rows);
     plugins(&mut page, &rows);
+    variants(&mut page, &rows);
+    routers(&mut page, &rows);
     page.0.push_str(&app.observer.render());
     page.0
 }
@@ -141,6 +145,62 @@ fn plugins(page: &mut Page, rows: &[Row]) {
             let labels = format!("{labels},limit=\"{limit}\"");
             page.line("mortise_plugin_limits_hit_total", &labels, count);
         }
+    }
+}
+
+/// What is read from a variant's counts for one metric.
+type VariantReading = fn(&VariantStatsSnapshot) -> u64;
+
+const VARIANT_METRICS: [(&str, &str, VariantReading); 6] = [
+    ("mortise_variant_requests_total", "requests that the router sent to a version", |s| {
+        s.requests
+    }),
+    ("mortise_variant_errors_total", "requests that a version failed to answer", |s| s.errors),
+    ("mortise_variant_fallbacks_total", "requests that stable answered instead", |s| s.fallbacks),
+    ("mortise_shadow_compared_total", "copies of requests that were compared", |s| {
+        s.shadow.compared
+    }),
+    ("mortise_shadow_differing_total", "copies with another answer", |s| s.shadow.differing),
+    ("mortise_shadow_dropped_total", "copies that were not run", |s| s.shadow.dropped),
+];
+
+/// Counts of versions that share the traffic of an endpoint.
+fn variants(page: &mut Page, rows: &[Row]) {
+    let mut live = Vec::new();
+    for row in rows {
+        let lineup = row.endpoint.lineup();
+        for variant in lineup.iter().flat_map(|lineup| lineup.variants()) {
+            let version = variant.revision.version();
+            let labels =
+                format!("{},version=\"{version}\",variant=\"{}\"", row.labels(), variant.name);
+            live.push((labels, variant.weight, variant.stats.snapshot()));
+        }
+    }
+    page.family("mortise_variant_weight", "gauge", "share of the traffic, from 0 to 1");
+    for (labels, weight, _) in &live {
+        page.line("mortise_variant_weight", labels, f64::from(*weight) / f64::from(Variant::WHOLE));
+    }
+    for (name, help, read) in VARIANT_METRICS {
+        page.family(name, "counter", help);
+        for (labels, _, stats) in &live {
+            page.line(name, labels, read(stats));
+        }
+    }
+}
+
+/// Counts of routers since the last change of weights.
+fn routers(page: &mut Page, rows: &[Row]) {
+    let lineups: Vec<_> =
+        rows.iter().filter_map(|row| Some((row.labels(), row.endpoint.lineup()?))).collect();
+    let routings: Vec<_> =
+        lineups.iter().filter_map(|(labels, lineup)| Some((labels, lineup.routing()?))).collect();
+    page.family("mortise_router_undecided_total", "counter", "requests that a router failed on");
+    for (labels, routing) in &routings {
+        page.line("mortise_router_undecided_total", labels, routing.undecided());
+    }
+    page.family("mortise_router_keyless_total", "counter", "requests without a sticky key");
+    for (labels, routing) in &routings {
+        page.line("mortise_router_keyless_total", labels, routing.keyless());
     }
 }
 

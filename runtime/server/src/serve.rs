@@ -5,6 +5,7 @@ use crate::app::{App, Shutdown};
 use crate::cli::client::ADMIN_FILE;
 use crate::config::Resolved;
 use crate::control;
+use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
 use crate::{embedded, http, reload};
 use anyhow::{Context, Result};
@@ -119,6 +120,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             plugin_limits: config.plugins.clone(),
             builtins: embedded::plugins(),
             observer: stages,
+            hooks: Arc::new(WebHooks::new()),
             ..DeployConfig::new(config.store_dir.clone(), host(&config)?, registry.clone())
         })?;
         Ok(Arc::new(App::new(registry, deployer, config)?))

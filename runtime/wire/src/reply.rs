@@ -11,6 +11,9 @@ pub struct InferReply<'a> {
     pub model_name: &'a str,
     /// The version that answered.
     pub model_version: u64,
+    /// What that version is called among those that share the traffic; goes
+    /// out, with the version, as parameters.
+    pub variant: Option<&'a str>,
     /// In the order in which they go out.
     pub outputs: &'a [(String, Tensor)],
 }
@@ -57,7 +60,11 @@ pub fn encode_infer(reply: &InferReply<'_>, request: &InferRequest) -> Result<En
     write_string(&mut json, reply.model_name);
     json.extend_from_slice(b",\"model_version\":\"");
     json.extend_from_slice(itoa::Buffer::new().format(reply.model_version).as_bytes());
-    json.extend_from_slice(b"\",\"outputs\":[");
+    json.push(b'"');
+    if let Some(variant) = reply.variant {
+        write_origin(&mut json, reply.model_version, variant);
+    }
+    json.extend_from_slice(b",\"outputs\":[");
     for (index, (name, tensor)) in reply.outputs.iter().enumerate() {
         if index > 0 {
             json.push(b',');
@@ -67,6 +74,14 @@ pub fn encode_infer(reply: &InferReply<'_>, request: &InferRequest) -> Result<En
     }
     json.extend_from_slice(b"]}");
     Ok(assemble(json, binaries))
+}
+
+fn write_origin(json: &mut Vec<u8>, version: u64, variant: &str) {
+    json.extend_from_slice(b",\"parameters\":{\"version\":");
+    json.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
+    json.extend_from_slice(b",\"variant\":");
+    write_string(json, variant);
+    json.push(b'}');
 }
 
 fn assemble(mut json: Vec<u8>, binaries: Vec<Bytes>) -> Encoded {

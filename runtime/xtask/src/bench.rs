@@ -30,6 +30,10 @@ pub(crate) enum Bench {
     Batching,
     /// Three times the capacity, offered open-loop.
     Overload,
+    /// What routers and shadows cost.
+    Policies,
+    /// Canaries that climb and that are taken back, and `kill -9` between.
+    Rollouts,
 }
 
 /// Builds what the benchmark needs, runs it, and prints what it prints.

@@ -154,6 +154,7 @@ impl Store {
     /// Forgets an endpoint with its versions and revisions.
     pub(crate) fn delete_endpoint(&self, name: &str, audit: &AuditRecord) -> Result<()> {
         self.transact(|tx| {
+            tx.execute("DELETE FROM rollouts WHERE endpoint = ?1", [name])?;
             tx.execute("DELETE FROM revisions WHERE endpoint = ?1", [name])?;
             tx.execute("DELETE FROM versions WHERE endpoint = ?1", [name])?;
             tx.execute("DELETE FROM endpoints WHERE name = ?1", [name])?;
@@ -258,7 +259,7 @@ fn check_new_version(db: &Connection, name: &str, version: u64) -> Result<()> {
     }
 }
 
-fn insert_blobs(tx: &Transaction<'_>, blobs: &[String]) -> rusqlite::Result<()> {
+pub(super) fn insert_blobs(tx: &Transaction<'_>, blobs: &[String]) -> rusqlite::Result<()> {
     let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO blobs (digest) VALUES (?1)")?;
     for digest in blobs {
         insert.execute([digest])?;
@@ -266,7 +267,7 @@ fn insert_blobs(tx: &Transaction<'_>, blobs: &[String]) -> rusqlite::Result<()> 
     Ok(())
 }
 
-fn insert_version(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Result<()> {
+pub(super) fn insert_version(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Result<()> {
     let version = new.version;
     let parts = Parts {
         model: version.model.clone(),
@@ -292,7 +293,7 @@ fn insert_version(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Resu
     Ok(())
 }
 
-fn insert_revision(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Result<()> {
+pub(super) fn insert_revision(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Result<()> {
     tx.prepare_cached("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
         params![
             new.endpoint,
@@ -321,7 +322,7 @@ fn upsert_endpoint(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rusqlite::Res
     Ok(())
 }
 
-fn insert_audit(tx: &Transaction<'_>, audit: &AuditRecord) -> rusqlite::Result<()> {
+pub(super) fn insert_audit(tx: &Transaction<'_>, audit: &AuditRecord) -> rusqlite::Result<()> {
     const INSERT: &str = "
         INSERT INTO audit (at_ms, who, action, endpoint, version, revision, digests, ok, detail)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";

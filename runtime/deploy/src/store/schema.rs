@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Each entry takes the database from the version that is its index to the
 /// next. An entry is never edited once released: a change is a new one.
-const MIGRATIONS: [&str; 1] = [INITIAL];
+const MIGRATIONS: [&str; 2] = [INITIAL, ROLLOUTS];
 
 const INITIAL: &str = "
     CREATE TABLE blobs (
@@ -66,6 +66,33 @@ const INITIAL: &str = "
         detail   TEXT NOT NULL
     ) STRICT;
     CREATE INDEX audit_by_endpoint ON audit (endpoint, id);
+";
+
+/// `stable` and `candidate` are revisions; `state` is the strategy's own, `plan`
+/// and `progress` are JSON. One rollout of an endpoint is under way at most.
+const ROLLOUTS: &str = "
+    CREATE TABLE rollouts (
+        id                INTEGER PRIMARY KEY AUTOINCREMENT,
+        endpoint          TEXT NOT NULL,
+        who               TEXT NOT NULL,
+        stable            INTEGER NOT NULL,
+        candidate         INTEGER NOT NULL,
+        stable_version    INTEGER NOT NULL,
+        candidate_version INTEGER NOT NULL,
+        phase             TEXT NOT NULL,
+        weight            INTEGER NOT NULL,
+        tick              INTEGER NOT NULL,
+        elapsed_ms        INTEGER NOT NULL,
+        started_ms        INTEGER NOT NULL,
+        updated_ms        INTEGER NOT NULL,
+        state             BLOB NOT NULL,
+        router_state      BLOB,
+        plan              TEXT NOT NULL,
+        progress          TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX rollouts_by_endpoint ON rollouts (endpoint, id);
+    CREATE UNIQUE INDEX rollouts_active ON rollouts (endpoint)
+        WHERE phase IN ('running', 'paused');
 ";
 
 pub(super) fn open(path: &Path) -> Result<Connection> {

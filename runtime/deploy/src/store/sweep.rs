@@ -14,7 +14,7 @@ pub(crate) struct Keep {
 }
 
 /// Versions beyond the newest `?1` of their endpoint that are neither live nor
-/// where a rollback would go.
+/// where a rollback would go nor the candidate of a rollout.
 const DELETE_VERSIONS: &str = "
     WITH ranked AS (
         SELECT endpoint, number,
@@ -25,6 +25,8 @@ const DELETE_VERSIONS: &str = "
         JOIN revisions r ON r.endpoint = e.name AND (
             r.number = e.live OR r.number = (
                 SELECT previous FROM revisions WHERE endpoint = e.name AND number = e.live))
+        UNION SELECT endpoint, candidate_version FROM rollouts
+        WHERE phase IN ('running', 'paused')
     )
     DELETE FROM versions WHERE (endpoint, number) IN (
         SELECT endpoint, number FROM ranked WHERE age > ?1

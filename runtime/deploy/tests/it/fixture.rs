@@ -162,6 +162,7 @@ impl Fixture {
             config: serde_json::Map::new(),
             transforms: Vec::new(),
             tests: None,
+            rollout: None,
             who: "a tester".to_string(),
         }
     }

@@ -1,6 +1,7 @@
 //! `POST /v1/endpoints/{name}/deploy`: the body names finished uploads; the
 //! answer is a line of JSON for each stage and one for the end.
 
+use super::rollouts::RolloutBody;
 use super::stages::StageEvent;
 use super::{Admin, error_json, json_error, read_json};
 use crate::control::Reply;
@@ -38,12 +39,13 @@ struct DeployBody {
     tests: Option<TestsBody>,
     #[serde(default)]
     serving: ServingInfo,
+    rollout: Option<RolloutBody>,
 }
 
 /// A first-party plugin by name, or an upload.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PluginBody {
+pub(super) struct PluginBody {
     name: String,
     upload: Option<String>,
 }
@@ -108,13 +110,14 @@ impl DeployBody {
             transforms: self.transforms.into_iter().map(transform).collect::<Result<_>>()?,
             tests: self.tests.map(tests).transpose()?,
             serving: self.serving,
+            rollout: self.rollout.map(|rollout| rollout.into_request(admin)).transpose()?,
             who,
         })
     }
 }
 
 impl PluginBody {
-    fn resolve(self, admin: &Admin) -> Result<PluginRef> {
+    pub(super) fn resolve(self, admin: &Admin) -> Result<PluginRef> {
         Ok(match self.upload {
             None => PluginRef::Builtin(self.name),
             Some(id) if self.name == "ensemble" => {

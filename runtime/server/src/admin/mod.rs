@@ -7,6 +7,9 @@
 //! | `POST /v1/endpoints/{name}/deploy` | deploys uploads; answers in lines, one a stage |
 //! | `DELETE /v1/endpoints/{name}` | takes an endpoint out of service |
 //! | `POST /v1/endpoints/{name}/rollback`, `/load`, `/unload` | |
+//! | `GET /v1/endpoints/{name}/rollout` | the rollout under way, or the last |
+//! | `POST /v1/endpoints/{name}/rollout/pause`, `/resume`, `/promote`, `/abort`, `/weight`, `/strategy` | |
+//! | `POST /v1/endpoints/{name}/metrics` | `[{"version","metric","value"}]` about answers |
 //! | `GET /v1/endpoints`, `/v1/endpoints/{name}` | state of all, of one |
 //! | `GET /v1/endpoints/{name}/revisions`, `/versions` | newest first |
 //! | `GET /v1/audit?endpoint=&before_id=&limit=` | who did what, newest first |
@@ -16,6 +19,7 @@
 //! Errors are `{"error": …, "hint": …}`.
 
 mod deploy;
+mod rollouts;
 mod stages;
 mod token;
 mod uploads;
@@ -89,6 +93,12 @@ impl Handler for Admin {
             (&Method::POST, ["v1", "uploads"]) => upload(&self, body).await,
             (&Method::POST, ["v1", "endpoints", name, "deploy"]) => {
                 deploy::deploy(self.clone(), name, who, body).await
+            }
+            (method, ["v1", "endpoints", name, "rollout", rest @ ..]) => {
+                rollouts::rollout(self.clone(), method, (*name, rest), who, body).await
+            }
+            (&Method::POST, ["v1", "endpoints", name, "metrics"]) => {
+                rollouts::metrics(self.clone(), name, who, body).await
             }
             (method, segments) => match Action::parse(method, segments, query, who) {
                 Ok(action) => self.run(action).await,

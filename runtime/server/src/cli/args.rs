@@ -32,9 +32,12 @@ pub(crate) enum Command {
     /// Bring back what an endpoint served before, whole.
     #[command(after_help = "Example:\n  mortise rollback digits")]
     Rollback(NameArgs),
-    /// Bring an unloaded endpoint back into memory.
-    #[command(after_help = "Example:\n  mortise load digits")]
-    Load(NameArgs),
+    /// Watch or steer how a new version gets its traffic.
+    Rollout(RolloutArgs),
+    /// Compare the versions of an experiment.
+    Experiment(ExperimentArgs),
+    /// Bring an unloaded endpoint back into memory, or with --rps send it traffic.
+    Load(LoadArgs),
     /// Take an endpoint out of memory, but keep it.
     #[command(after_help = "Example:\n  mortise unload digits")]
     Unload(NameArgs),
@@ -162,6 +165,7 @@ Examples:
   mortise deploy net weights.safetensors --plugin mlp --set layers=3
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
   mortise deploy both steps.toml --plugin ensemble
+  mortise deploy digits new.onnx --rollout canary --set interval=60s
 
 The plugin is chosen by the file's extension: .onnx is served by `onnx`,
 .safetensors by `mlp`, and a .wasm file is a plugin itself.")]
@@ -181,11 +185,33 @@ pub(crate) struct DeployArgs {
     #[arg(long, value_name = "PLUGIN=FILE.json")]
     pub(crate) transform: Vec<String>,
     /// A value of the plugin's configuration, JSON or text; may be repeated.
+    /// With --rollout it is the strategy's, and model.KEY=VALUE the plugin's.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// How requests wait, merge and are limited; by default nothing needs tuning.
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) serving: Option<PathBuf>,
+    /// Give the version a share of the traffic, moved by this strategy: canary,
+    /// or the file of one (.wasm).
+    #[arg(long, value_name = "STRATEGY")]
+    pub(crate) rollout: Option<String>,
+    /// What decides about each request during the rollout: weighted (the
+    /// default), or the file of a router (.wasm).
+    #[arg(long, value_name = "ROUTER", requires = "rollout")]
+    pub(crate) router: Option<String>,
+    /// A value of the router's configuration, JSON or text; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "rollout")]
+    pub(crate) router_set: Vec<String>,
+    /// Where requests carry the key that keeps a user on one version:
+    /// header:NAME, parameter:NAME or input:NAME.
+    #[arg(long, value_name = "PLACE", requires = "rollout")]
+    pub(crate) key: Option<String>,
+    /// A service that is told about each step, by POST.
+    #[arg(long, value_name = "URL", requires = "rollout")]
+    pub(crate) hook: Option<String>,
+    /// Take a step only when the hook answers with success.
+    #[arg(long, requires = "hook")]
+    pub(crate) hook_confirm: bool,
     /// Another file for the plugin, by name; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) asset: Vec<String>,
@@ -200,6 +226,122 @@ pub(crate) struct DeployArgs {
 pub(crate) struct NameArgs {
     /// Name of the endpoint.
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise load digits                                  # back into memory
+  mortise load digits --rps 200 --seconds 60           # a demo's own sample
+  mortise load mine --rps 50 --csv rows.csv --shift age=+2sd")]
+pub(crate) struct LoadArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Send this many requests each second.
+    #[arg(long, value_name = "N")]
+    pub(crate) rps: Option<f64>,
+    /// How long; until it is stopped by default.
+    #[arg(long, value_name = "S", requires = "rps")]
+    pub(crate) seconds: Option<f64>,
+    /// A request to send, in JSON; for the endpoints of the demo, their own.
+    #[arg(long, value_name = "FILE", requires = "rps", conflicts_with = "csv")]
+    pub(crate) sample: Option<PathBuf>,
+    /// A file of rows, sent one by one in turn.
+    #[arg(long, value_name = "FILE", requires = "rps")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Add to a column, in standard deviations (+2sd) or as it is (-1).
+    #[arg(long, value_name = "COLUMN=SHIFT", requires = "rps")]
+    pub(crate) shift: Option<String>,
+    /// Share of requests that are spoilt, so that every version refuses them.
+    #[arg(long, value_name = "P", requires = "rps", default_value_t = 0.0)]
+    pub(crate) error_rate: f64,
+    /// Send a user's name in this header, one of a thousand.
+    #[arg(long, value_name = "NAME", requires = "rps")]
+    pub(crate) key_header: Option<String>,
+    /// Address of the data plane; by default what the server wrote into the store.
+    #[arg(long, value_name = "URL", env = "MORTISE_URL", requires = "rps")]
+    pub(crate) url: Option<String>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise rollout status digits --watch
+  mortise rollout pause digits
+  mortise rollout promote digits")]
+pub(crate) struct RolloutArgs {
+    #[command(subcommand)]
+    pub(crate) command: RolloutCommand,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise deploy m new.onnx --rollout manual --router ab --router-set experiment=price --key header:user
+  mortise experiment report m")]
+pub(crate) struct ExperimentArgs {
+    #[command(subcommand)]
+    pub(crate) command: ExperimentCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ExperimentCommand {
+    /// Show lift, its interval, and whether the samples have the right sizes.
+    Report(NameArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RolloutCommand {
+    /// Show weights, counts and the evidence so far.
+    Status(RolloutStatusArgs),
+    /// Leave the traffic as it is.
+    Pause(NameArgs),
+    /// Go on after a pause.
+    Resume(NameArgs),
+    /// Make the new version the live one now.
+    Promote(NameArgs),
+    /// Give all traffic back to the old version now.
+    Abort(NameArgs),
+    /// Give the new version this share.
+    Weight(RolloutWeightArgs),
+    /// Put another strategy in charge; it takes over the state.
+    Swap(RolloutSwapArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct RolloutStatusArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Keep showing it until it ends.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RolloutWeightArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Such as 25%.
+    pub(crate) percent: String,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RolloutSwapArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// A first-party strategy, or the file of one (.wasm).
+    pub(crate) strategy: String,
+    /// A value of its configuration; what the old one had by default.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
 }

@@ -96,12 +96,25 @@ impl HttpClient {
         path: &str,
         body: impl AsSendBody,
     ) -> Result<Response<Body>> {
+        self.send_with(method, path, None, body)
+    }
+
+    fn send_with(
+        &self,
+        method: &str,
+        path: &str,
+        header: Option<(&str, &str)>,
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
             .header("mortise-who", who());
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
         }
         let request = request.body(body).context("the address is not a URL")?;
         let reply = self.agent.run(request).map_err(|error| CliError {
@@ -118,7 +131,21 @@ impl HttpClient {
     /// # Errors
     /// As [`HttpClient::send`], and when the answer is not JSON.
     pub(crate) fn json(&self, method: &str, path: &str, body: impl AsSendBody) -> Result<Value> {
-        let reply = self.send(method, path, body)?;
+        self.json_with(method, path, None, body)
+    }
+
+    /// As [`HttpClient::json`], with one more header.
+    ///
+    /// # Errors
+    /// As [`HttpClient::json`].
+    pub(crate) fn json_with(
+        &self,
+        method: &str,
+        path: &str,
+        header: Option<(&str, &str)>,
+        body: impl AsSendBody,
+    ) -> Result<Value> {
+        let reply = self.send_with(method, path, header, body)?;
         let reader = reply.into_body().into_with_config().limit(u64::MAX).reader();
         serde_json::from_reader(BufReader::new(reader)).context("the server's answer is no JSON")
     }
@@ -175,6 +202,10 @@ impl AdminClient {
 
     pub(crate) fn post(&self, path: &str) -> Result<Value> {
         self.0.json("POST", path, SendBody::none())
+    }
+
+    pub(crate) fn post_json(&self, path: &str, body: &Value) -> Result<Value> {
+        self.0.json("POST", path, body.to_string())
     }
 
     pub(crate) fn delete(&self, path: &str) -> Result<Value> {

@@ -61,6 +61,16 @@ fn print_deployed(deployed: &Value, started: Instant) {
             Some(format!("{} {ms:.1} ms", stage["stage"].as_str()?))
         })
         .collect();
+    if let Some(percent) = deployed["rollout_weight_percent"].as_f64() {
+        let name = deployed["name"].as_str().unwrap_or_default();
+        println!(
+            "{name} version {} gets {percent} % of the traffic after {:.2} s; \
+             `mortise rollout status {name} --watch` shows how it fares",
+            deployed["version"],
+            started.elapsed().as_secs_f64()
+        );
+        return;
+    }
     println!(
         "{} version {} is live (revision {}) after {:.2} s: {}",
         deployed["name"].as_str().unwrap_or_default(),
@@ -80,10 +90,21 @@ struct Plan {
     transforms: Vec<Transform>,
     tests: Option<Tests>,
     serving: ServingInfo,
+    rollout: Option<Rollout>,
+}
+
+/// How the new version gets its traffic.
+struct Rollout {
+    strategy: Component,
+    config: Map<String, Value>,
+    router: Option<Component>,
+    router_config: Map<String, Value>,
+    key: Option<String>,
+    hook: Option<Value>,
 }
 
 /// A plugin that the server has, or the file of one.
-enum Component {
+pub(super) enum Component {
     Builtin(String),
     File(PathBuf),
     /// Deployed models in a row.
@@ -120,11 +141,13 @@ impl Plan {
         }
         let transforms =
             args.transform.iter().map(|text| transform(text)).collect::<Result<_>>()?;
+        let (model, strategy) = split_settings(args);
         Ok(Self {
             plugin,
             version: args.version,
             assets,
-            config: config(&args.set)?,
+            config: config(&model)?,
+            rollout: rollout(args, &strategy)?,
             transforms,
             tests: args.tests.as_deref().map(tests).transpose()?,
             serving: args.serving.as_deref().map(serving).transpose()?.unwrap_or_default(),
@@ -152,19 +175,61 @@ impl Plan {
             "transforms": transforms.collect::<Result<Vec<_>>>()?,
             "tests": tests.transpose()?,
             "serving": self.serving,
+            "rollout": self.rollout.as_ref().map(|rollout| rollout.upload(client)).transpose()?,
         }))
     }
 }
 
+impl Rollout {
+    fn upload(&self, client: &AdminClient) -> Result<Value> {
+        let router = self.router.as_ref().map(|router| router.upload(client)).transpose()?;
+        Ok(json!({
+            "strategy": self.strategy.upload(client)?,
+            "config": self.config,
+            "router": router,
+            "router_config": self.router_config,
+            "key": self.key,
+            "hook": self.hook,
+        }))
+    }
+}
+
+/// Splits `--set` into the plugin's and the strategy's: without a rollout all
+/// are the plugin's, with one those that begin with `model.`.
+fn split_settings(args: &DeployArgs) -> (Vec<String>, Vec<String>) {
+    if args.rollout.is_none() {
+        return (args.set.clone(), Vec::new());
+    }
+    let (model, strategy): (Vec<&String>, Vec<&String>) =
+        args.set.iter().partition(|pair| pair.starts_with(MODEL_PREFIX));
+    let strip = |pair: &String| pair.trim_start_matches(MODEL_PREFIX).to_string();
+    (model.into_iter().map(strip).collect(), strategy.into_iter().cloned().collect())
+}
+
+const MODEL_PREFIX: &str = "model.";
+
+fn rollout(args: &DeployArgs, settings: &[String]) -> Result<Option<Rollout>> {
+    let Some(strategy) = &args.rollout else { return Ok(None) };
+    let hook = args.hook.as_ref().map(|url| json!({"url": url, "confirm": args.hook_confirm}));
+    Ok(Some(Rollout {
+        strategy: Component::parse(strategy),
+        config: config(settings)?,
+        router: args.router.as_deref().map(Component::parse),
+        router_config: config(&args.router_set)?,
+        key: args.key.clone(),
+        hook,
+    }))
+}
+
 impl Component {
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         match text.ends_with(".wasm") {
             true => Self::File(text.into()),
             false => Self::Builtin(text.to_string()),
         }
     }
 
-    fn upload(&self, client: &AdminClient) -> Result<Value> {
+    pub(super) fn upload(&self, client: &AdminClient) -> Result<Value> {
         Ok(match self {
             Self::Builtin(name) => json!({"name": name}),
             Self::Ensemble(path) => {
@@ -241,7 +306,7 @@ fn transform(text: &str) -> Result<Transform> {
 }
 
 /// Values that are JSON are taken as such, everything else as text.
-fn config(pairs: &[String]) -> Result<Map<String, Value>> {
+pub(super) fn config(pairs: &[String]) -> Result<Map<String, Value>> {
     let parse = |pair: &String| {
         let (key, text) = split_pair(pair, "--set")?;
         let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));

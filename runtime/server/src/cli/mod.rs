@@ -5,9 +5,12 @@ pub(crate) mod args;
 pub(crate) mod client;
 pub(crate) mod deploy;
 mod error;
+mod experiment;
 pub(crate) mod keys;
 mod predict;
+mod rollout;
 mod show;
+mod traffic;
 
 pub(crate) use error::{CliError, exit_code, print_error};
 
@@ -24,8 +27,13 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Deploy(args) => deploy::run(&args),
         Command::Undeploy(args) => change(&args, Change::Undeploy),
         Command::Rollback(args) => change(&args, Change::Rollback),
-        Command::Load(args) => change(&args, Change::Load),
+        Command::Load(args) => match args.rps {
+            Some(rps) => traffic::run(&args, rps),
+            None => change(&NameArgs { name: args.name, admin: args.admin }, Change::Load),
+        },
         Command::Unload(args) => change(&args, Change::Unload),
+        Command::Rollout(args) => rollout::run(&args),
+        Command::Experiment(args) => experiment::run(&args),
         Command::Status(args) => show::status(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Gc(args) => show::gc(&args),

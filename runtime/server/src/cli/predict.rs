@@ -30,7 +30,7 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
 }
 
 /// An endpoint on the data plane.
-struct Model {
+pub(super) struct Model {
     client: HttpClient,
     path: String,
     inputs: Vec<InputSpec>,
@@ -44,17 +44,49 @@ pub(super) struct Column {
 
 impl Model {
     fn connect(args: &PredictArgs) -> Result<Self> {
-        let url = match &args.url {
-            Some(url) => url.clone(),
-            None => AdminFile::read(args.store.as_deref())?.http,
+        let version = args.version.map(|version| format!("/versions/{version}"));
+        let path = format!("{}{}", segment(&args.name), version.unwrap_or_default());
+        Self::at(path, args.url.as_deref(), args.store.as_deref())
+    }
+
+    /// The live version of an endpoint.
+    pub(super) fn of(name: &str, url: Option<&str>, store: Option<&Path>) -> Result<Self> {
+        Self::at(segment(name), url, store)
+    }
+
+    fn at(model: String, url: Option<&str>, store: Option<&Path>) -> Result<Self> {
+        let url = match url {
+            Some(url) => url.to_string(),
+            None => AdminFile::read(store)?.http,
         };
         let client = HttpClient::new(&url, None);
-        let version = args.version.map(|version| format!("/versions/{version}"));
-        let path = format!("/v2/models/{}{}", segment(&args.name), version.unwrap_or_default());
+        let path = format!("/v2/models/{model}");
         let metadata = client.json("GET", &path, ureq::SendBody::none())?;
         let inputs = serde_json::from_value(metadata["inputs"].clone())
             .context("the server's metadata has no inputs")?;
         Ok(Self { client, path, inputs })
+    }
+
+    /// As `infer`, with a header.
+    pub(super) fn ask(&self, request: &str, header: Option<(&str, &str)>) -> Result<Value> {
+        self.client.json_with("POST", &format!("{}/infer", self.path), header, request)
+    }
+
+    /// A request of one row; a lone input takes the columns that its shape has
+    /// room for.
+    pub(super) fn request_of_row(&self, header: &[String], row: &[String]) -> Result<String> {
+        let columns = header.iter().zip(row).map(|(name, value)| Column {
+            name: name.clone(),
+            values: vec![Value::from(value.as_str())],
+        });
+        let is_input = |column: &Column| self.inputs.iter().any(|spec| spec.name == column.name);
+        let mut columns: Vec<Column> = columns.collect();
+        if columns.iter().any(is_input) {
+            columns.retain(is_input);
+        } else if let [only] = self.inputs.as_slice() {
+            columns.truncate(only.row_len().unwrap_or(columns.len()));
+        }
+        self.request(&columns, 1)
     }
 
     fn infer(&self, request: &str) -> Result<Value> {
@@ -103,7 +135,7 @@ impl Model {
     }
 
     /// A file with a request of the protocol, or with `{"input": values}`.
-    fn request_from_json(&self, path: &Path) -> Result<String> {
+    pub(super) fn request_from_json(&self, path: &Path) -> Result<String> {
         let mut text = String::new();
         if path == Path::new("-") {
             std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;

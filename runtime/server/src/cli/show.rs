@@ -53,6 +53,7 @@ fn print_endpoint(endpoint: &Value) {
         ("version", format!("{} by {}", text(&version["number"]), text(&version["who"]))),
         ("revision", text(&revision["number"])),
         ("rollback to", text(&endpoint["rollback_revision"])),
+        ("rollout", text(&endpoint["rollout"])),
         ("plugins", plugins(version)),
         ("memory", bytes(endpoint["memory_bytes"].as_u64().unwrap_or(0))),
         ("inputs", tensors(&endpoint["signature"]["inputs"])),
@@ -66,6 +67,9 @@ fn print_endpoint(endpoint: &Value) {
 fn note(endpoint: &Value) -> String {
     if let Some(stage) = endpoint["in_progress"]["stage"].as_str() {
         return format!("a deployment is under way: {stage}");
+    }
+    if let Some(rollout) = endpoint["rollout"].as_str() {
+        return rollout.to_string();
     }
     let reason = endpoint["reason"].as_str().or(endpoint["last_failure"].as_str());
     reason.unwrap_or_default().to_string()

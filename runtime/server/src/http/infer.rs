@@ -4,11 +4,15 @@ use super::encoding;
 use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
 use crate::auth::Client;
 use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
-use mortise_serve::{InferAnswer, InferCall, Revision, SequenceId, SequenceStep};
+use mortise_serve::{InferAnswer, InferCall, RequestFacts, Revision, SequenceId, SequenceStep};
 use mortise_types::{Error, Result, Signature, Tensor};
-use mortise_wire::{Encoded, InferReply, InferRequest, Sequence, decode_infer, encode_infer};
+use mortise_wire::{
+    Encoded, InferReply, InferRequest, Parameter, Parameters, Sequence, decode_infer, encode_infer,
+};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,9 +36,9 @@ pub(super) async fn infer(
 ) -> Reply {
     let accepted = encoding::accepted(request.headers());
     let reply = match respond(plane, target, request).await {
-        Ok(encoded) => {
+        Ok((encoded, origin)) => {
             plane.observer.http.body_sent(encoded.byte_len());
-            success(encoded)
+            success(encoded, &origin)
         }
         Err(error) => reply::error(&error),
     };
@@ -44,10 +48,47 @@ pub(super) async fn infer(
     }
 }
 
-fn success(encoded: Encoded) -> Reply {
+/// The version that answered, and what it is called among those that share the
+/// traffic.
+const VERSION: HeaderName = HeaderName::from_static("mortise-version");
+const VARIANT: HeaderName = HeaderName::from_static("mortise-variant");
+
+/// Which version answered.
+struct Origin {
+    version: u64,
+    variant: Arc<str>,
+}
+
+/// What routers may look at in a request over HTTP.
+struct Facts<'a> {
+    headers: &'a HeaderMap,
+    parameters: &'a Parameters,
+}
+
+impl RequestFacts for Facts<'_> {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
+
+    fn parameter(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let text = |text: String| Some(Cow::Owned(text.into_bytes()));
+        match self.parameters.get(name)? {
+            Parameter::String(value) => Some(Cow::Borrowed(value.as_bytes())),
+            Parameter::Bool(value) => text(value.to_string()),
+            Parameter::Integer(value) => text(value.to_string()),
+            Parameter::Float(value) => text(value.to_string()),
+        }
+    }
+}
+
+fn success(encoded: Encoded, origin: &Origin) -> Reply {
     let content_type = if encoded.header_length.is_some() { BINARY } else { JSON };
     let mut reply = Response::new(Body::segments(encoded.segments));
     reply.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    reply.headers_mut().insert(VERSION, origin.version.into());
+    if let Ok(variant) = HeaderValue::from_str(&origin.variant) {
+        reply.headers_mut().insert(VARIANT, variant);
+    }
     if let Some(length) = encoded.header_length {
         reply.headers_mut().insert(HEADER_LENGTH, length.into());
     }
@@ -58,7 +99,7 @@ async fn respond(
     plane: &Arc<DataPlane>,
     target: Target<'_>,
     request: Request<Incoming>,
-) -> Result<Encoded> {
+) -> Result<(Encoded, Origin)> {
     let Target { name, version, client } = target;
     let arrived = Instant::now();
     let latest = arrived + plane.settings.request_timeout;
@@ -73,7 +114,9 @@ async fn respond(
     let live = (header_length == Some(0)).then(|| endpoint.live()).flatten();
     let mut request = decode(plane, body, header_length, live).await?;
     let inputs = std::mem::take(&mut request.inputs);
+    let sequence = request.sequence.take().map(sequence_step);
     let outputs = request.outputs.as_ref();
+    let facts = Facts { headers: &head.headers, parameters: &request.parameters };
     let call = InferCall {
         endpoint: name,
         version,
@@ -83,11 +126,13 @@ async fn respond(
         deadline: Some(latest),
         timeout: request.timeout,
         priority: request.priority,
-        sequence: request.sequence.take().map(sequence_step),
+        sequence,
+        facts: Some(&facts),
         client_key: client.as_ref().map(|client| &*client.0),
     };
     let answer = plane.registry.infer(call).await?;
-    encode(name, answer, request).await
+    let origin = Origin { version: answer.revision.version(), variant: answer.variant.clone() };
+    Ok((encode(name, answer, request).await?, origin))
 }
 
 fn sequence_step(sequence: Sequence) -> SequenceStep {
@@ -140,6 +185,7 @@ fn encode_now(name: &str, answer: &InferAnswer, request: &InferRequest) -> Resul
     let reply = InferReply {
         model_name: name,
         model_version: answer.revision.version(),
+        variant: Some(&answer.variant),
         outputs: &answer.outputs,
     };
     encode_infer(&reply, request)

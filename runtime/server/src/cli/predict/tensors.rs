@@ -11,6 +11,14 @@ pub(super) struct InputSpec {
     shape: Vec<i64>,
 }
 
+impl InputSpec {
+    /// Elements of one row; `None` when any number is accepted.
+    pub(super) fn row_len(&self) -> Option<usize> {
+        let inner = self.shape.get(1..).unwrap_or_default();
+        inner.iter().map(|&dim| usize::try_from(dim).ok()).product()
+    }
+}
+
 /// One input of a request: `rows` holds a value or a list for each row. Text
 /// because missing numbers are `NaN`, which JSON values cannot hold.
 ///

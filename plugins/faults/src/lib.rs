@@ -1,0 +1,104 @@
+//! A transform that fails some requests and slows all of them down, for trying
+//! out rollouts, deadlines and alerts. It passes one input through unchanged.
+//!
+//! **Configuration**:
+//! - `input`: the model's input, `{"name": "x", "datatype": "FP32", "shape":
+//!   [-1, 4]}`;
+//! - `error_rate`: share of requests that fail, 0 to 1; 0 by default;
+//! - `work`: rounds of arithmetic before each answer, about a nanosecond each;
+//!   0 by default.
+//!
+//! A plugin has no source of randomness: which requests fail follows from how
+//! many came before, in each instance on its own.
+
+use mortise_plugin_sdk::{
+    Context, DType, Error, Loaded, Result, Signature, Tensor, TensorSpec, Transform,
+    export_transform,
+};
+use serde::Deserialize;
+use std::cell::Cell;
+use std::hint::black_box;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    input: Input,
+    #[serde(default)]
+    error_rate: f64,
+    #[serde(default)]
+    work: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    name: String,
+    datatype: String,
+    shape: Vec<i64>,
+}
+
+struct Faults {
+    /// A request fails when its number is below this.
+    fails_below: f64,
+    work: u64,
+    seen: Cell<u64>,
+}
+
+impl Transform for Faults {
+    fn load(ctx: &Context) -> Result<Loaded<Self>> {
+        let config: Config = ctx.config()?;
+        if !(0.0..=1.0).contains(&config.error_rate) {
+            return Err(Error::invalid("error_rate must lie between 0 and 1"));
+        }
+        let Input { name, datatype, shape } = config.input;
+        let dtype = DType::from_name(&datatype)
+            .ok_or_else(|| Error::invalid(format!("there is no datatype \"{datatype}\"")))?;
+        let specs = vec![TensorSpec::new(&name, dtype, shape)];
+        let signature = Signature { inputs: specs.clone(), outputs: specs };
+        let plugin = Self { fails_below: config.error_rate, work: config.work, seen: Cell::new(0) };
+        Ok(Loaded::Custom { signature, plugin })
+    }
+
+    fn apply(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        for round in 0..self.work {
+            black_box(round);
+        }
+        let seen = self.seen.get();
+        self.seen.set(seen + 1);
+        if unit(seen) < self.fails_below {
+            return Err(Error::failed("this failure was asked for (error_rate)"));
+        }
+        inputs.iter().map(copy).collect()
+    }
+}
+
+export_transform!(Faults);
+
+fn copy(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.dtype() {
+        DType::String => Tensor::from_strings(&tensor.shape(), tensor.to_strings()?.iter()),
+        dtype => Tensor::from_bytes(dtype, &tensor.shape(), &tensor.to_bytes()?),
+    }
+}
+
+/// The n-th number of a sequence that looks random, from 0 up to 1: splitmix64.
+fn unit(n: u64) -> f64 {
+    let mut value = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((value ^ (value >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unit;
+
+    #[test]
+    fn about_as_many_fail_as_were_asked_for() {
+        for rate in [0.005, 0.03, 0.5] {
+            let failed = (0..100_000).filter(|&n| unit(n) < rate).count() as f64;
+            let deviation = (100_000.0 * rate * (1.0 - rate)).sqrt();
+            assert!((failed - 100_000.0 * rate).abs() < 4.0 * deviation, "{failed} at {rate}");
+        }
+    }
+}

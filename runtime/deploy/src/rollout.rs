@@ -1,0 +1,22 @@
+//! Rollouts: a candidate version gets a share of the traffic, and a strategy
+//! decides from what both versions do how the share moves.
+//!
+//! A rollout's state, its counts and its weight change in one transaction, and
+//! only then does the traffic follow: after a crash it goes on from the last
+//! committed tick.
+
+mod active;
+mod engine;
+mod info;
+mod lineup;
+mod restore;
+mod start;
+
+pub(crate) use active::Active;
+pub(crate) use engine::start_ticker;
+pub use info::{
+    EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
+    RolloutStatus, VariantTotals,
+};
+pub(crate) use info::{Phase, Plan, StoredRollout};
+pub(crate) use start::Prepared;

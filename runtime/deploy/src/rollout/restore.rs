@@ -1,0 +1,74 @@
+//! Rollouts after a restart.
+
+use super::active::{Active, Seen};
+use super::info::StoredRollout;
+use super::lineup::Split;
+use crate::deployer::Deployer;
+use crate::pipeline::Warmed;
+use crate::store::StoredEndpoint;
+use mortise_serve::Variant;
+use mortise_types::{Error, Result};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Deployer {
+    /// Goes on with a rollout that was under way: same step, same evidence.
+    /// One whose candidate cannot be brought back ends, since the stable
+    /// version serves.
+    pub(crate) fn restore_rollout(
+        &self,
+        endpoint: &StoredEndpoint,
+        stable: Warmed<'_>,
+    ) -> Result<()> {
+        let Some(row) = self.ctx.store.active_rollout(&endpoint.name)? else {
+            self.publish(stable);
+            return Ok(());
+        };
+        match self.rebuild_rollout(&row, &stable) {
+            Ok(active) => {
+                let name = endpoint.name.clone();
+                self.loaded.lock().insert(name.clone(), stable.built.reservation);
+                self.publish_split(&active)?;
+                self.rollouts.lock().insert(name, Arc::new(Mutex::new(active)));
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("the rollout could not be restored: {error}");
+                tracing::error!(endpoint = row.endpoint, "{reason}");
+                self.publish(stable);
+                self.store_rollback(row, &reason)
+            }
+        }
+    }
+
+    fn rebuild_rollout(&self, row: &StoredRollout, stable: &Warmed<'_>) -> Result<Active> {
+        let name = &row.endpoint;
+        let revision = self.ctx.store.revision(name, row.candidate)?;
+        let revision = revision.ok_or_else(|| Error::internal("the candidate is not stored"))?;
+        let candidate = self.build_stored(name, &revision)?;
+        let weight = row.weight;
+        let stable =
+            Variant::new(Variant::STABLE, stable.built.revision.clone(), Variant::WHOLE - weight);
+        let variant = Variant::new(Variant::CANDIDATE, candidate.built.revision.clone(), weight);
+        let split = Split { endpoint: name, stable: &stable, candidate: &variant, weight };
+        let router = self.ctx.router(&split, &row.plan, row.router_state.as_deref())?;
+        let strategy = self
+            .ctx
+            .strategy(name, &row.plan.strategy)
+            .inspect_err(|error| tracing::error!(endpoint = name, %error, "no strategy"))
+            .ok();
+        let now = Instant::now();
+        Ok(Active {
+            row: row.clone(),
+            strategy,
+            router,
+            stable,
+            candidate: variant,
+            reservation: Some(candidate.built.reservation),
+            seen: Seen::default(),
+            counted_at: now,
+            next_tick: now + Duration::from_millis(row.plan.check_every_ms),
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! `mortise rollout …`: a look at a rollout, and a hand on it.
+
+use super::CliError;
+use super::args::{RolloutArgs, RolloutCommand, RolloutStatusArgs};
+use super::client::{AdminClient, segment};
+use super::deploy::Component;
+use super::show::print_json;
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// How often the live view is drawn.
+const REDRAW_EVERY: Duration = Duration::from_millis(500);
+
+/// # Errors
+/// When there is no such rollout, or the server cannot be reached.
+pub(super) fn run(args: &RolloutArgs) -> Result<()> {
+    let (name, admin) = match &args.command {
+        RolloutCommand::Status(args) => return status(args),
+        RolloutCommand::Pause(args) | RolloutCommand::Resume(args) => (&args.name, &args.admin),
+        RolloutCommand::Promote(args) | RolloutCommand::Abort(args) => (&args.name, &args.admin),
+        RolloutCommand::Weight(args) => (&args.name, &args.admin),
+        RolloutCommand::Swap(args) => (&args.name, &args.admin),
+    };
+    let client = AdminClient::connect(admin)?;
+    let path = format!("/v1/endpoints/{}/rollout", segment(name));
+    let answer = match &args.command {
+        RolloutCommand::Status(_) => client.get(&path)?,
+        RolloutCommand::Pause(_) => client.post(&format!("{path}/pause"))?,
+        RolloutCommand::Resume(_) => client.post(&format!("{path}/resume"))?,
+        RolloutCommand::Promote(_) => client.post(&format!("{path}/promote"))?,
+        RolloutCommand::Abort(_) => client.post(&format!("{path}/abort"))?,
+        RolloutCommand::Weight(args) => {
+            let percent = percent(&args.percent)?;
+            client.post_json(&format!("{path}/weight"), &json!({"percent": percent}))?
+        }
+        RolloutCommand::Swap(args) => {
+            let strategy = Component::parse(&args.strategy).upload(&client)?;
+            let config = super::deploy::config(&args.set)?;
+            let config = (!config.is_empty()).then_some(config);
+            let body = json!({"strategy": strategy, "config": config});
+            client.post_json(&format!("{path}/strategy"), &body)?
+        }
+    };
+    match admin.json {
+        true => print_json(&answer),
+        false => {
+            print!("{}", view(&answer));
+            Ok(())
+        }
+    }
+}
+
+/// `25`, `25%` or `25 %`
+fn percent(text: &str) -> Result<f64> {
+    let number = text.trim().trim_end_matches('%').trim().parse();
+    number.map_err(|_| {
+        CliError::new(format!("\"{text}\" is no share"), "write a percentage such as 25%").into()
+    })
+}
+
+/// Shows a rollout once, or with `--watch` until it ends.
+fn status(args: &RolloutStatusArgs) -> Result<()> {
+    let client = AdminClient::connect(&args.admin)?;
+    let path = format!("/v1/endpoints/{}/rollout", segment(&args.name));
+    let mut drawn_lines = 0;
+    loop {
+        let answer = client.get(&path)?;
+        if args.admin.json {
+            print_json(&answer)?;
+        } else {
+            if drawn_lines > 0 && std::io::stdout().is_terminal() {
+                // Up to the first line of the last picture, and clear from there.
+                print!("\x1b[{drawn_lines}A\x1b[J");
+            }
+            let text = view(&answer);
+            drawn_lines = text.lines().count();
+            print!("{text}");
+        }
+        let is_active = matches!(answer["phase"].as_str(), Some("running" | "paused"));
+        if !args.watch || !is_active {
+            return end(&answer, args.watch);
+        }
+        std::thread::sleep(REDRAW_EVERY);
+    }
+}
+
+/// A watched rollout that did not end in a promotion is a failure, for scripts.
+fn end(answer: &Value, watched: bool) -> Result<()> {
+    match answer["phase"].as_str() {
+        Some("rolled_back" | "aborted") if watched => {
+            bail!("the rollout did not succeed: {}", text(&answer["reason"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn view(rollout: &Value) -> String {
+    let mut out = String::new();
+    let elapsed_s = rollout["elapsed_ms"].as_f64().unwrap_or(0.0) / 1e3;
+    // Writing into a string cannot fail.
+    let _ = writeln!(
+        out,
+        "{}: {} with {}, version {} beside version {}, after {elapsed_s:.0} s",
+        text(&rollout["endpoint"]),
+        text(&rollout["phase"]).replace('_', " "),
+        text(&rollout["strategy"]["plugin"]),
+        rollout["candidate_version"],
+        rollout["stable_version"],
+    );
+    let weight = rollout["weight_percent"].as_f64().unwrap_or(0.0);
+    let _ = writeln!(out, "  {} {weight} %", bar(weight / 100.0, 40));
+    let _ = writeln!(
+        out,
+        "  {:<10} {:>10} {:>8} {:>8} {:>10} {:>10}",
+        "", "requests", "errors", "rate", "p50", "p99"
+    );
+    for variant in ["stable", "candidate"] {
+        let _ = writeln!(out, "{}", variant_line(variant, &rollout[variant]));
+    }
+    for evidence in rollout["evidence"].as_array().into_iter().flatten() {
+        let (odds, limit) = (number(&evidence["odds"]), number(&evidence["limit"]));
+        let share = odds.max(1.0).ln() / limit.max(2.0).ln();
+        let _ = writeln!(
+            out,
+            "  against it by {:<10} {} odds {odds:.3} of {limit:.0}",
+            text(&evidence["test"]),
+            bar(share.clamp(0.0, 1.0), 20)
+        );
+    }
+    for (label, value) in [("why", &rollout["reason"]), ("ERROR", &rollout["error"])] {
+        if value.as_str().is_some_and(|value| !value.is_empty()) {
+            let _ = writeln!(out, "  {label}: {}", text(value));
+        }
+    }
+    if let Some(failure) = rollout["router_failure"].as_str() {
+        let count = &rollout["undecided_requests"];
+        let _ =
+            writeln!(out, "  ROUTER FAILED for {count} requests, which went to stable: {failure}");
+    }
+    out
+}
+
+fn variant_line(name: &str, totals: &Value) -> String {
+    let (requests, errors) = (number(&totals["requests"]), number(&totals["errors"]));
+    let latency: Vec<u64> =
+        totals["latency"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    format!(
+        "  {name:<10} {requests:>10} {errors:>8} {:>6.2} % {:>10} {:>10}",
+        100.0 * errors / requests.max(1.0),
+        quantile(&latency, 0.5),
+        quantile(&latency, 0.99)
+    )
+}
+
+/// The upper bound of the bucket in which this share of the requests ends.
+fn quantile(latency: &[u64], share: f64) -> String {
+    let total: u64 = latency.iter().sum();
+    let mut so_far = 0;
+    let bucket = latency.iter().position(|count| {
+        so_far += count;
+        total > 0 && so_far as f64 >= share * total as f64
+    });
+    match bucket.map(|index| 10.0 * (index as f64 / 4.0).exp2()) {
+        None => "-".to_string(),
+        Some(us) if us < 1e3 => format!("{us:.0} µs"),
+        Some(us) => format!("{:.1} ms", us / 1e3),
+    }
+}
+
+fn bar(share: f64, width: usize) -> String {
+    let full = (share * width as f64).round() as usize;
+    format!("[{}{}]", "█".repeat(full), "·".repeat(width.saturating_sub(full)))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_read_with_and_without_their_sign() {
+        for text in ["25", "25%", " 25 %"] {
+            assert_eq!(percent(text).unwrap(), 25.0);
+        }
+        assert!(percent("much").is_err());
+    }
+
+    #[test]
+    fn the_view_shows_weight_errors_and_reason() {
+        let mut latency = vec![0; 90];
+        latency[12] = 100;
+        let rollout = json!({
+            "endpoint": "digits", "phase": "rolled_back", "strategy": {"plugin": "canary"},
+            "candidate_version": 2, "stable_version": 1, "elapsed_ms": 3000, "weight_percent": 5.0,
+            "stable": {"requests": 100, "errors": 1, "latency": latency},
+            "candidate": {"requests": 10, "errors": 5, "latency": []},
+            "evidence": [{"test": "errors", "odds": 40.0, "limit": 40.0}],
+            "reason": "it fails", "error": null,
+        });
+        let text = view(&rollout);
+        for want in ["rolled back with canary", "5 %", "50.00 %", "80 µs", "why: it fails"] {
+            assert!(text.contains(want), "{want} is not in\n{text}");
+        }
+    }
+}
