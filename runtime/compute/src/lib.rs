@@ -19,6 +19,22 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Unsupported` naming every operator it cannot run; `LimitExceeded`.
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>>;
+
+    /// What went wrong with it so far; nothing can with some.
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::default()
+    }
+}
+
+/// Faults of a device since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// Times that it was lost.
+    pub losses: u64,
+    /// Runs that the CPU did instead.
+    pub fallback_runs: u64,
+    /// Runs that failed because its memory was full.
+    pub out_of_memory: u64,
 }
 
 /// A compiled graph. Runs may overlap, on any threads.
@@ -28,6 +44,12 @@ pub trait Executable: Send + Sync {
     fn signature(&self) -> &Signature;
 
     fn footprint(&self) -> Footprint;
+
+    /// Where nodes run, in the order of the plan, as far as a run has settled
+    /// it; empty where one device does everything.
+    fn placement(&self) -> Vec<Placement> {
+        Vec::new()
+    }
 
     /// Whether rows of several requests may be put into one run.
     fn rows_independent(&self) -> bool;
@@ -46,6 +68,15 @@ pub struct DeviceCaps {
     /// For people: `cpu`, and how many threads.
     pub name: String,
     pub threads: usize,
+}
+
+/// Where one node of a graph runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// As messages name it.
+    pub node: String,
+    /// Whether the device runs it, or leaves it to the CPU.
+    pub on_device: bool,
 }
 
 /// What a compiled graph costs.

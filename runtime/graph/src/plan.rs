@@ -1,8 +1,8 @@
 use crate::infer::{Fact, infer_body};
 use crate::{GraphLimits, fold, fuse, prune, rows, validate, weights};
 use mortise_types::{
-    Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Signature, TensorSpec, Value,
-    ValueId,
+    Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Shape, Signature, TensorSpec,
+    Value, ValueId,
 };
 use std::time::Instant;
 
@@ -57,6 +57,38 @@ pub struct Plan {
     /// Whether dimension 0 of every input and output is the batch and no
     /// operator mixes rows, so that requests may be merged and split.
     pub rows_independent: bool,
+}
+
+impl Plan {
+    /// The same plan for inputs of exactly `shapes`: what depends on shapes
+    /// alone is folded, and more shapes are known.
+    ///
+    /// # Errors
+    /// As [`plan`], of what folding finds.
+    pub fn specialised(
+        &self,
+        shapes: &[Shape],
+        limits: &GraphLimits,
+        device: &dyn Evaluate,
+    ) -> Result<Self> {
+        let deadline = Instant::now().checked_add(limits.max_plan_time);
+        let control = RunControl::new(deadline, limits.max_loop_iterations);
+        let mut draft = Draft {
+            body: self.body.clone(),
+            constants: self.constants.clone(),
+            facts: self.facts.clone(),
+        };
+        for (value, shape) in self.body.inputs.iter().zip(shapes) {
+            let fact = &mut draft.facts[value.index()];
+            fact.shape = Some(shape.iter().map(|dim| *dim as i64).collect());
+        }
+        fold::fold(&mut draft, limits, device, &control)?;
+        prune::prune(&mut draft);
+        infer_body(&draft.body, &draft.constants, &mut draft.facts);
+        let Draft { body, constants, facts } = draft;
+        let signature = self.signature.clone();
+        Ok(Self { body, constants, facts, signature, rows_independent: self.rows_independent })
+    }
 }
 
 /// How planning asks the device about operators.

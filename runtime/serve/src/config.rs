@@ -1,3 +1,4 @@
+use mortise_compute::Device;
 use mortise_graph::GraphLimits;
 use mortise_types::{Clock, RunControl, SystemClock};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct ServeConfig {
     pub sequence_drain_timeout: Duration,
     /// Bounds on the graphs that plugins build.
     pub graph_limits: GraphLimits,
+    /// What runs the graphs. Default: the CPU, on `compute_threads` threads.
+    pub device: Option<Arc<dyn Device>>,
     pub clock: Arc<dyn Clock>,
     /// Runs first on the thread that drops old revisions, to lower its
     /// priority.
@@ -49,6 +52,7 @@ impl Default for ServeConfig {
             max_loop_iterations: RunControl::DEFAULT_LOOP_ITERATIONS,
             sequence_drain_timeout: Duration::from_secs(60),
             graph_limits: GraphLimits::default(),
+            device: None,
             clock: Arc::new(SystemClock),
             on_background_thread: || {},
         }

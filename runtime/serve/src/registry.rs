@@ -41,8 +41,8 @@ impl Registry {
     /// # Errors
     /// When the operating system refuses a thread.
     pub fn new(config: ServeConfig) -> Result<Arc<Self>> {
-        let device: Arc<dyn Device> =
-            CpuDevice::new(CpuOptions { threads: config.compute_threads.max(1) });
+        let cpu = || CpuDevice::new(CpuOptions { threads: config.compute_threads.max(1) });
+        let device = config.device.clone().unwrap_or_else(|| cpu());
         let threads = |error| Error::internal(format!("cannot start a thread: {error}"));
         let registry = Arc::new(Self {
             endpoints: ArcSwap::default(),

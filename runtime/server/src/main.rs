@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod control;
 mod demo;
+mod device;
 mod embedded;
 mod hooks;
 mod http;
@@ -75,6 +76,7 @@ fn settings(file: Option<&Path>, listen: &ListenArgs) -> Result<Raw> {
         http_port: listen.http_port,
         metrics_port: listen.metrics_port,
         admin_port: listen.admin_port,
+        device: listen.device.clone(),
     };
     overrides.apply(&mut raw);
     Ok(raw)

@@ -49,6 +49,7 @@ fn render(app: &App) -> String {
     page.line("mortise_admitted_bytes", "", app.registry.admitted_bytes());
     page.family("mortise_draining_revisions", "gauge", "replaced revisions with requests left");
     page.line("mortise_draining_revisions", "", app.registry.draining().len() as u64);
+    device_counters(&mut page, app);
     endpoint_gauges(&mut page, &rows);
     endpoint_counters(&mut page, &rows);
     latency(&mut page, &rows);
@@ -57,6 +58,27 @@ fn render(app: &App) -> String {
     routers(&mut page, &rows);
     page.0.push_str(&app.observer.render());
     page.0
+}
+
+fn device_counters(page: &mut Page, app: &App) {
+    let counters = app.registry.device().counters();
+    let counts = [
+        ("mortise_device_losses_total", "times the device was lost", counters.losses),
+        (
+            "mortise_device_fallback_runs_total",
+            "runs that the CPU did instead of the device",
+            counters.fallback_runs,
+        ),
+        (
+            "mortise_device_out_of_memory_total",
+            "runs that failed because the device's memory was full",
+            counters.out_of_memory,
+        ),
+    ];
+    for (name, about, count) in counts {
+        page.family(name, "counter", about);
+        page.line(name, "", count);
+    }
 }
 
 fn endpoint_gauges(page: &mut Page, rows: &[Row]) {

@@ -7,7 +7,7 @@ use crate::config::Resolved;
 use crate::control;
 use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
-use crate::{embedded, http, reload};
+use crate::{device, embedded, http, reload};
 use anyhow::{Context, Result};
 use mortise_deploy::{DeployConfig, Deployer, lower_priority};
 use mortise_host::{Host, HostConfig, WorkerCommand};
@@ -107,14 +107,19 @@ where
 async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
     let config = config.clone();
     let open = move || -> Result<Arc<App>> {
-        let serving =
-            ServeConfig { on_background_thread: lower_priority, ..config.serving.clone() };
-        let registry = Registry::new(serving)?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&config.store_dir)
             .with_context(|| format!("cannot make the store {}", config.store_dir.display()))?;
+        let threads = config.serving.compute_threads;
+        let device = device::open(config.device, threads, &config.store_dir)?;
+        let serving = ServeConfig {
+            on_background_thread: lower_priority,
+            device: Some(device),
+            ..config.serving.clone()
+        };
+        let registry = Registry::new(serving)?;
         let deployer = Deployer::open(DeployConfig {
             limits: config.deploy.clone(),
             plugin_limits: config.plugins.clone(),

@@ -3,6 +3,7 @@
 mod bench;
 mod components;
 mod conformance;
+mod gpu_driver;
 mod peers;
 mod python;
 mod sh;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::sh::{Command, seconds};
 use crate::workspace::Workspace;
-use crate::{bench, components, conformance, python, tidy};
+use crate::{bench, components, conformance, gpu_driver, python, tidy};
 
 /// How long the open-ended tests go on.
 struct Effort {
@@ -65,6 +65,7 @@ const TEST: &[Step] = &[
     required("guests", |plan| one(components::build_guests(plan.workspace))),
     required("binaries", build_binaries),
     step("clippy", clippy),
+    step("gpu driver", |_| one(gpu_driver::ensure())),
     step("rust tests", rust_tests),
     step("conformance", onnx_conformance),
     required("python", |plan| one(python_tests_environment(plan.workspace).map(drop))),

@@ -72,6 +72,9 @@ pub(crate) struct ListenArgs {
     /// Port of the admin API; 0 takes a free one.
     #[arg(long, value_name = "PORT")]
     pub(crate) admin_port: Option<u16>,
+    /// What runs graphs: auto, cpu, gpu, or gpu:N [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
 }
 
 #[derive(Args, Clone, Default)]

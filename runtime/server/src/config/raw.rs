@@ -125,6 +125,9 @@ section! {
 section! {
     /// How requests are run.
     Serving {
+        /// What runs graphs: auto, cpu, gpu, or gpu:N for the adapter of that
+        /// number. With auto, an adapter that is software does not serve.
+        device: String = "auto".to_string(),
         /// Threads that run large graphs; 0 for one a core.
         compute_threads: u64 = 0,
         /// Threads that run custom plugins; 0 for one a core, at least 2. One

@@ -1,4 +1,5 @@
 use super::raw::{self, Raw};
+use crate::device::DeviceChoice;
 use anyhow::{Context, Result, bail};
 use mortise_deploy::DeployLimits;
 use mortise_host::{CompileLimits, PluginLimits};
@@ -18,6 +19,7 @@ pub(crate) struct Resolved {
     pub(crate) metrics_address: SocketAddr,
     pub(crate) admin: AdminSettings,
     pub(crate) serving: ServeConfig,
+    pub(crate) device: DeviceChoice,
     pub(crate) plugins: PluginLimits,
     pub(crate) compile: CompileSettings,
     pub(crate) deploy: DeployLimits,
@@ -102,6 +104,7 @@ pub(crate) struct Overrides {
     pub(crate) http_port: Option<u16>,
     pub(crate) metrics_port: Option<u16>,
     pub(crate) admin_port: Option<u16>,
+    pub(crate) device: Option<String>,
 }
 
 impl Overrides {
@@ -117,6 +120,9 @@ impl Overrides {
             let host = self.host.as_deref().unwrap_or(host);
             let port = port.map_or_else(|| old_port.to_string(), |port| port.to_string());
             *address = format!("{host}:{port}");
+        }
+        if let Some(device) = &self.device {
+            raw.serving.device = device.clone();
         }
     }
 }
@@ -149,6 +155,7 @@ impl Resolved {
                 pending_upload_timeout: Duration::from_millis(raw.admin.pending_upload_timeout_ms),
             },
             serving: serving(raw),
+            device: raw.serving.device.parse().context("serving.device")?,
             plugins: plugins(&raw.plugins),
             compile: CompileSettings {
                 limits: CompileLimits {

@@ -1,0 +1,43 @@
+//! Kernels against the CPU device and float64, on whatever adapter is here;
+//! software ones do. `MORTISE_TEST_GPU` chooses another by index.
+
+mod attention;
+mod check;
+mod elements;
+mod faults;
+mod products;
+mod quant;
+mod rows;
+mod windows;
+
+use crate::{GpuDevice, adapters};
+use mortise_compute::{CpuDevice, CpuOptions};
+use std::sync::{Arc, OnceLock};
+
+/// One device for all tests, so that drivers are loaded once.
+fn device() -> Arc<GpuDevice> {
+    static DEVICE: OnceLock<Arc<GpuDevice>> = OnceLock::new();
+    DEVICE.get_or_init(open).clone()
+}
+
+/// A device of a test's own.
+///
+/// # Panics
+/// When there is no adapter: these tests then prove nothing.
+fn open() -> Arc<GpuDevice> {
+    let cpu = CpuDevice::new(CpuOptions { threads: 1 });
+    GpuDevice::open(adapter_index(), cpu, None).expect("the adapter runs the kernels")
+}
+
+/// # Panics
+/// When there is no adapter.
+pub(crate) fn adapter_index() -> usize {
+    let found = adapters();
+    assert!(
+        !found.is_empty(),
+        "no Vulkan adapter: install one in software with `apt-get install mesa-vulkan-drivers libvulkan1`"
+    );
+    let software = || found.iter().find(|adapter| adapter.is_software).map(|a| a.index);
+    let named = std::env::var("MORTISE_TEST_GPU").ok().and_then(|index| index.parse().ok());
+    named.or_else(software).unwrap_or(0)
+}
