@@ -4,6 +4,7 @@
 mod bad_input;
 mod command_line;
 mod deployments;
+mod devices;
 mod graph_bombs;
 mod guests;
 mod protocol;

@@ -91,6 +91,14 @@ pub(crate) struct Bound {
     groups: Vec<Vec<wgpu::BindGroup>>,
 }
 
+/// A segment with what it is bound to in one slot.
+#[derive(Clone, Copy)]
+struct Recorded<'a> {
+    segment: &'a Segment,
+    groups: &'a [wgpu::BindGroup],
+    buffers: &'a Buffers,
+}
+
 impl Program {
     /// # Errors
     /// `LimitExceeded` when the arena or the dispatches go over their limits;
@@ -191,7 +199,8 @@ impl Program {
         for (segment, groups) in self.segments.iter().zip(&bound.groups) {
             control.check()?;
             if !(segment.dispatches.is_empty() && segment.downloads.is_empty()) {
-                self.submit(generation, lease, &buffers, segment, groups, hosts)?;
+                let recorded = Recorded { segment, groups, buffers: &buffers };
+                self.submit(generation, lease, recorded, hosts)?;
             }
             if let Some(cpu) = &segment.cpu {
                 cpu.run(hosts, control)?;
@@ -244,11 +253,10 @@ impl Program {
         &self,
         generation: &Generation,
         lease: &mut Lease<'_>,
-        buffers: &Buffers,
-        segment: &Segment,
-        groups: &[wgpu::BindGroup],
+        recorded: Recorded<'_>,
         hosts: &mut [Option<Tensor>],
     ) -> Result<()> {
+        let Recorded { segment, groups, buffers } = recorded;
         let context = &generation.context;
         context.check()?;
         stage(segment, &buffers.upload, hosts)?;
@@ -533,7 +541,7 @@ impl Layout<'_> {
         let dtype = fact.and_then(|fact| fact.dtype);
         let shape = fact.and_then(|fact| fact.shape.as_deref());
         match (dtype, shape) {
-            (Some(dtype), Some(shape)) => Ok(TensorSpec::new(&name(value), dtype, shape)),
+            (Some(dtype), Some(shape)) => Ok(TensorSpec::new(name(value), dtype, shape)),
             // Sequences and optionals cannot cross; the whole plan stays on
             // the CPU then.
             _ => Err(Error::unsupported("a value of unknown type between devices")),
@@ -546,7 +554,7 @@ fn name(value: ValueId) -> String {
 }
 
 fn loose(value: ValueId) -> TensorSpec {
-    TensorSpec::new(&name(value), DType::F32, &[mortise_types::VARIABLE])
+    TensorSpec::new(name(value), DType::F32, &[mortise_types::VARIABLE])
 }
 
 impl Segment {

@@ -215,8 +215,8 @@ impl Chain {
         text.push_str(EXTRA);
         text.push_str(HEAD);
         let dense = layouts.last().cloned().unwrap_or_default();
-        for at in 0..self.inputs.len() {
-            let _ = writeln!(text, "let v{at} = x{at}[{}];", index(at, &layouts[at], &dense));
+        for (at, layout) in layouts.iter().enumerate().take(self.inputs.len()) {
+            let _ = writeln!(text, "let v{at} = x{at}[{}];", index(at, layout, &dense));
         }
         for (at, instruction) in self.instructions.iter().enumerate() {
             let _ = writeln!(text, "let t{at} = {};", instruction.text());
@@ -378,10 +378,10 @@ fn operation(builder: &Builder<'_>, node: &NodeDef) -> Option<Operation> {
     let operation = |template: Cow<'static, str>, arguments: Vec<ValueId>, dtype| {
         Some(Operation { template, arguments, dtype })
     };
-    if is_float(dtype) {
-        if let Some(template) = entry(UNARY, op).map(Cow::Borrowed).or_else(|| tuned(node)) {
-            return operation(template, vec![x], dtype);
-        }
+    if is_float(dtype)
+        && let Some(template) = entry(UNARY, op).map(Cow::Borrowed).or_else(|| tuned(node))
+    {
+        return operation(template, vec![x], dtype);
     }
     match op {
         "Cast" => return cast(builder, node, x),

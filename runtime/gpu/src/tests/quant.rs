@@ -138,7 +138,7 @@ fn few_bits(random: &mut Random, [m, k, n]: [usize; 3], [bits, block]: [usize; 2
     let y = graph.nodes("com.microsoft", "MatMulNBits", &inputs, &attributes, 1)[0];
     graph.output(y);
     let input = random.floats(&[m, k]);
-    let got = graph.run_unplanned(&[input.clone()]);
+    let got = graph.run_unplanned(std::slice::from_ref(&input));
 
     let nibble = |bytes: &[u8], at: usize| match bits {
         8 => f64::from(bytes[at]),
