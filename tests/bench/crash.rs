@@ -18,17 +18,22 @@ const NEIGHBOUR: &str = "neighbour";
 
 /// When to kill: at most this long after the server reported the stage, after
 /// uploading began, or after the deployment was acknowledged. Each is about as
-/// long as the stage takes.
+/// long as the stage takes; see [`Aim`]. A stage is reported when its work
+/// begins, and the moments that were hit least come first.
 const MOMENTS: [(&str, Duration); 8] = [
     ("uploading", Duration::from_millis(3)),
     ("uploaded", Duration::from_micros(200)),
-    ("verified", Duration::from_millis(4)),
-    ("compiled", Duration::from_millis(200)),
-    ("self_tested", Duration::from_millis(5)),
-    ("warmed", Duration::from_micros(500)),
+    ("verified", Duration::from_millis(2)),
+    ("compiled", Duration::from_millis(60)),
+    ("self_tested", Duration::from_millis(100)),
+    ("warmed", Duration::from_millis(15)),
     ("live", Duration::ZERO),
     ("acknowledged", Duration::from_millis(1)),
 ];
+
+/// Products in the model: long enough for its tests and its warm-up, of one run
+/// each and more, to be hit.
+const PRODUCTS: usize = 60;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -47,6 +52,48 @@ struct Tally {
     went_live: usize,
 }
 
+impl Tally {
+    /// The moment that the fewest kills were in, chosen at random among equals
+    /// and, one time in four, among all: a stage too short to be hit must not
+    /// take every kill.
+    fn least_hit(&self, random: &mut fastrand::Rng) -> &'static str {
+        let hits = |stage: &str| self.by_stage.get(stage).copied().unwrap_or(0);
+        let fewest = MOMENTS.iter().map(|(stage, _)| hits(stage)).min().unwrap_or(0);
+        let any = random.u8(..4) == 0;
+        let open = MOMENTS.iter().filter(|(stage, _)| any || hits(stage) == fewest);
+        let open: Vec<&str> = open.map(|(stage, _)| *stage).collect();
+        open[random.usize(..open.len())]
+    }
+}
+
+/// How long to wait before a kill. A kill that came too late shortens the wait
+/// of its moment: how long a stage takes depends on the machine.
+struct Aim([Duration; MOMENTS.len()]);
+
+impl Default for Aim {
+    fn default() -> Self {
+        Self(MOMENTS.map(|(_, longest)| longest))
+    }
+}
+
+impl Aim {
+    fn delay(&self, moment: &str, random: &mut fastrand::Rng) -> Duration {
+        position(moment).map_or(Duration::ZERO, |at| self.0[at].mul_f64(random.f64()))
+    }
+
+    fn correct(&mut self, moment: &str, hit: &str) {
+        if let (Some(wanted), Some(found)) = (position(moment), position(hit))
+            && found > wanted
+        {
+            self.0[wanted] = self.0[wanted].mul_f64(0.7);
+        }
+    }
+}
+
+fn position(stage: &str) -> Option<usize> {
+    MOMENTS.iter().position(|(name, _)| *name == stage)
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed}");
@@ -56,12 +103,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut server = Server::start_with(options.clone())?;
     server.admin()?.deploy(NEIGHBOUR, &deployment(7))?;
     server.admin()?.deploy(ENDPOINT, &deployment(1))?;
-    let (mut tally, mut live) = (Tally::default(), 1);
+    let (mut tally, mut aim, mut live) = (Tally::default(), Aim::default(), 1);
     for kill in 0..args.kills {
-        let (moment, longest) = MOMENTS[kill % MOMENTS.len()];
-        let delay = longest.mul_f64(random.f64());
+        let moment = tally.least_hit(&mut random);
+        let delay = aim.delay(moment, &mut random);
         let next = next_version(&server)?;
         let attempt = deploy_and_kill(&mut server, next, moment, delay)?;
+        aim.correct(moment, &attempt.stage);
         *tally.by_stage.entry(attempt.stage).or_default() += 1;
         server = Server::start_with(options.clone())?;
         match whole_version(&server) {
@@ -91,21 +139,36 @@ fn deployment(version: u64) -> Deployment {
         format!("[[example]]\ninputs = {{ x = [[{x:?}]] }}\noutputs = {{ y = [[{y:?}]] }}\n")
     };
     let tests: String = [0.0, 0.25, 0.5, 1.0].map(example).concat();
-    let model = onnx::tagged_sum(version as f32);
+    let model = onnx::slow_tagged_sum(version as f32, PRODUCTS);
     Deployment::onnx(model).version(version).tests(&tests)
 }
 
 /// The same with a plugin that the server has not seen before and has to verify
-/// and compile: our own, with a custom section of its own.
+/// and compile: our own, with a custom section of its own, long enough for its
+/// upload and its verification to be hit.
 fn with_new_plugin(mut deployment: Deployment, version: u64) -> Result<Deployment> {
+    const PADDING_BYTES: usize = 4 << 20;
     let mut component = std::fs::read(paths::plugin("onnx"))?;
     let name = format!("v{version}");
-    let length = u8::try_from(name.len()).context("a short name")?;
-    component.extend_from_slice(&[0, length + 1, length]);
-    component.extend_from_slice(name.as_bytes());
+    let mut section = vec![u8::try_from(name.len()).context("a short name")?];
+    section.extend_from_slice(name.as_bytes());
+    section.resize(section.len() + PADDING_BYTES, 0);
+    component.push(0);
+    component.extend_from_slice(&leb128(section.len()));
+    component.extend_from_slice(&section);
     let uploaded = Part::uploaded("onnx-again", component);
     deployment.plugin = Part { assets: deployment.plugin.assets, ..uploaded };
     Ok(deployment)
+}
+
+fn leb128(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
 }
 
 /// A number that no version of the endpoint has, also none that a kill left
@@ -133,7 +196,7 @@ fn deploy_and_kill(
     delay: Duration,
 ) -> Result<Attempt> {
     let mut deployment = deployment(version);
-    if matches!(moment, "verified" | "compiled") {
+    if matches!(moment, "uploading" | "verified" | "compiled") {
         deployment = with_new_plugin(deployment, version)?;
     }
     let mut admin = server.admin()?;
@@ -203,9 +266,11 @@ fn whole_version(server: &Server) -> Result<u64> {
 
 fn print(args: &Args, seed: u64, tally: &Tally) {
     println!("{:<14} {:>6}", "killed in", "times");
-    for (stage, count) in &tally.by_stage {
-        println!("{stage:<14} {count:>6}");
+    let count = |stage: &str| tally.by_stage.get(stage).copied().unwrap_or(0);
+    for (stage, _) in MOMENTS {
+        println!("{stage:<14} {:>6}", count(stage));
     }
+    let fewest = MOMENTS.iter().map(|(stage, _)| count(stage)).min();
     tally.torn.iter().for_each(|line| println!("torn: {line}"));
     tally.lost.iter().for_each(|line| println!("lost: {line}"));
     println!(
@@ -217,7 +282,7 @@ fn print(args: &Args, seed: u64, tally: &Tally) {
     );
     let result: Value = json!({
         "kills": args.kills, "torn": tally.torn.len(), "lost_acknowledged": tally.lost.len(),
-        "by_stage": tally.by_stage, "live_after": tally.went_live, "seed": seed,
+        "by_stage": tally.by_stage, "fewest_in_a_stage": fewest, "live_after": tally.went_live, "seed": seed,
     });
     report::print(result, json!({"mortise": report::our_version()}));
 }

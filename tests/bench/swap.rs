@@ -30,13 +30,12 @@ pub(crate) struct Args {
     /// Rounds of the stall test.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Products of square matrices computed while the slow model is loaded.
-    #[arg(long, default_value_t = 6)]
+    /// Matrix products computed while the slow model is loaded.
+    #[arg(long, default_value_t = 24)]
     slow_products: usize,
-    /// Rows of those matrices. All of them together stay under the 256 MiB that
-    /// constants of one graph may take.
-    #[arg(long, default_value_t = 3_072)]
-    slow_size: i64,
+    /// Length of the sums in those products; each has a million of them.
+    #[arg(long, default_value_t = 16_384)]
+    slow_depth: i64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -169,7 +168,7 @@ const WATCHERS: usize = 2;
 
 fn stall(args: &Args, server: &Server, admin: &mut Admin, versions: &Versions) -> Result<Value> {
     let load = versions.load(server, WATCHERS);
-    let slow = Deployment::onnx(onnx::slow_to_load(args.slow_size, args.slow_products));
+    let slow = Deployment::onnx(onnx::slow_to_load(args.slow_depth, args.slow_products));
     let (mut before, mut during, mut ratios, mut cpu) = (vec![], vec![], vec![], vec![]);
     // The quiet window is as long as the last deployment, so that both see as
     // many of the machine's own hiccups.

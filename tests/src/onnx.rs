@@ -301,23 +301,58 @@ pub fn add_sub(width: i64) -> Vec<u8> {
         .model()
 }
 
-/// A model whose constants take `products` multiplications of square matrices
-/// of this size to compute, all of it while it is loaded.
-pub fn slow_to_load(size: i64, products: usize) -> Vec<u8> {
-    let value = tensor("", FLOAT, &[1], &(1.0 / size as f32).to_le_bytes());
+/// A model whose constants take `products` matrix products of 2 × 2²⁰ × `depth`
+/// operations each to compute, all of it while it is loaded. What the products
+/// give is small, so that many fit into the memory that constants may take.
+pub fn slow_to_load(depth: i64, products: usize) -> Vec<u8> {
+    const SIDE: i64 = 1024;
+    let value = tensor("", FLOAT, &[1], &(1.0 / depth as f32).to_le_bytes());
     let value = Message::default().text(1, "value").message(5, &value).int(20, 4);
     let graph = Graph::default()
         .input("x", &[-1, 1])
         .output("y", &[-1, 1])
-        .int64s("shape", &[2], &[size, size])
-        .node_with("ConstantOfShape", &["shape"], &["m0"], &[value]);
-    let names: Vec<String> = (0..=products).map(|index| format!("m{index}")).collect();
-    let graph = names
-        .windows(2)
-        .fold(graph, |graph, pair| graph.node("MatMul", &[&pair[0], "m0"], &[&pair[1]]));
+        .int64s("wide", &[2], &[SIDE, depth])
+        .int64s("tall", &[2], &[depth, SIDE])
+        .node_with("ConstantOfShape", &["wide"], &["a"], std::slice::from_ref(&value))
+        .node_with("ConstantOfShape", &["tall"], &["b"], std::slice::from_ref(&value));
+    let names: Vec<String> = (0..products).map(|index| format!("p{index}")).collect();
+    let graph = names.iter().fold(graph, |graph, name| graph.node("MatMul", &["a", "b"], &[name]));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     graph
-        .node_with("ReduceMax", &[&names[products]], &["top"], &[int_attribute("keepdims", 0)])
+        .node("Max", &names, &["most"])
+        .node_with("ReduceMax", &["most"], &["top"], &[int_attribute("keepdims", 0)])
         .node("Add", &["x", "top"], &["y"])
+        .model()
+}
+
+/// `y = x + tag`, of shape `[N, 1]`, after `products` products of 256 × 256
+/// matrices that add zero: each takes a good part of a millisecond a row, and
+/// none can be computed ahead.
+pub fn slow_tagged_sum(tag: f32, products: usize) -> Vec<u8> {
+    let names: Vec<String> = (0..=products).map(|index| format!("h{index}")).collect();
+    let graph = Graph::default()
+        .input("x", &[-1, 1])
+        .output("y", &[-1, 1])
+        .floats("tag", &[1], &[tag])
+        .int64s("square", &[2], &[256, 256])
+        .int64s("deep", &[3], &[-1, 1, 1])
+        .int64s("inner", &[2], &[1, 2])
+        .node("ConstantOfShape", &["square"], &["zeros"])
+        .node("Reshape", &["x", "deep"], &["column"])
+        .node("Add", &["column", "zeros"], &[&names[0]]);
+    names
+        .windows(2)
+        .fold(graph, |graph, pair| graph.node("MatMul", &[&pair[0], "zeros"], &[&pair[1]]))
+        .node_with(
+            "ReduceSum",
+            &[&names[products], "inner"],
+            &["zero"],
+            &[int_attribute("keepdims", 0)],
+        )
+        .node("Reshape", &["zero", "column_shape"], &["nothing"])
+        .int64s("column_shape", &[2], &[-1, 1])
+        .node("Add", &["x", "tag"], &["sum"])
+        .node("Add", &["sum", "nothing"], &["y"])
         .model()
 }
 
