@@ -37,9 +37,12 @@ fn exact(random: &mut Random, [m, k, n]: [usize; 3], signed: bool) {
     let plain = graph.node("MatMulInteger", &[input, constants[0]], &[]);
     graph.output(y);
     graph.output(plain);
-    let got = graph.run_unplanned(std::slice::from_ref(&x));
+    let on_gpu = graph.run_unplanned(std::slice::from_ref(&x));
+    let cpu = mortise_compute::CpuDevice::new(mortise_compute::CpuOptions { threads: 1 });
+    let on_cpu = graph.run_on(&*cpu, std::slice::from_ref(&x)).unwrap();
     let [x, w, x_zero, w_zeros] = [x, w, x_zero, w_zeros].map(|tensor| wide(&tensor));
-    for (got, with_zeros) in got.iter().zip([1, 0]) {
+    let answers = on_gpu.iter().zip([1, 0]).chain(on_cpu.iter().zip([1, 0]));
+    for (got, with_zeros) in answers {
         for (at, got) in got.as_slice::<i32>().unwrap().iter().enumerate() {
             let (row, column) = (at / n, at % n);
             let term = |i: usize| {
