@@ -28,7 +28,12 @@ pub fn fuzz_decode(data: &[u8]) {
 fn encode_back(mut request: InferRequest) {
     let inputs = std::mem::take(&mut request.inputs);
     let outputs: Vec<_> = inputs.into_iter().map(|input| (input.name, input.tensor)).collect();
-    let reply = InferReply { model_name: "fuzz", model_version: 1, variant: Some("stable"), outputs: &outputs };
+    let reply = InferReply {
+        model_name: "fuzz",
+        model_version: 1,
+        variant: Some("stable"),
+        outputs: &outputs,
+    };
     for binary in [false, true] {
         request.binary_output_default = binary;
         // Refusals are fine here; only a panic is a finding.

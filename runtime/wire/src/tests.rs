@@ -78,7 +78,8 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
 /// Encodes tensors as a reply and turns that into a request: both spell tensors
 /// the same way.
 fn as_request(tensors: &[(String, Tensor)], wishes: &InferRequest) -> (Vec<u8>, Option<usize>) {
-    let reply = InferReply { model_name: "m\"1\n", model_version: 3, variant: None, outputs: tensors };
+    let reply =
+        InferReply { model_name: "m\"1\n", model_version: 3, variant: None, outputs: tensors };
     let encoded = encode_infer(&reply, wishes).unwrap();
     let body = encoded.segments.concat();
     let json_length = encoded.header_length.unwrap_or(body.len());
