@@ -96,7 +96,8 @@ struct BlueGreen;
 impl Strategy for BlueGreen {
     fn begin(ctx: &Context, state: Option<&[u8]>) -> Result<Plan> {
         let config: Config = ctx.config()?;
-        (config.preview.ms()?, config.keep.ms()?);
+        config.preview.ms()?;
+        config.keep.ms()?;
         let state = match state {
             None => State {
                 format: FORMAT,
