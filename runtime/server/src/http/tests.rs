@@ -237,7 +237,7 @@ fn the_server_lists_what_it_serves() {
 fn inference_in_json_and_binary() {
     let server = serve(|_| {});
     let answer = server.infer("m", ROW);
-    let want = r#"{"id":"a","model_name":"m","model_version":"3","outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[2.0,5.0]}]}"#;
+    let want = r#"{"id":"a","model_name":"m","model_version":"3","parameters":{"version":3,"variant":"stable"},"outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[2.0,5.0]}]}"#;
     assert_eq!((answer.status, answer.text()), (200, want));
     assert_eq!(server.infer("m/versions/3", ROW).text(), want);
 
