@@ -5,6 +5,7 @@ mod batching;
 mod crash;
 mod floor;
 mod footprint;
+mod models;
 mod overload;
 mod peers;
 mod policies;
@@ -43,6 +44,8 @@ enum Bench {
     Policies(policies::Args),
     /// Canaries that climb and that are taken back, and `kill -9` between.
     Rollouts(rollouts::Args),
+    /// Whole models on the CPU device, beside onnxruntime.
+    Models(models::Args),
     /// The floor itself: a bare hyper server, on a port that it prints.
     #[command(hide = true)]
     Floor,
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Bench::Overload(args) => overload::run(&args),
         Bench::Policies(args) => policies::run(&args),
         Bench::Rollouts(args) => rollouts::run(&args),
+        Bench::Models(args) => models::run(&args),
         Bench::Floor => floor::run(),
     }
 }

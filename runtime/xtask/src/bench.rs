@@ -34,6 +34,8 @@ pub(crate) enum Bench {
     Policies,
     /// Canaries that climb and that are taken back, and `kill -9` between.
     Rollouts,
+    /// Whole models on the CPU device, beside onnxruntime on the same cores.
+    Models,
 }
 
 /// Builds what the benchmark needs, runs it, and prints what it prints.
@@ -56,6 +58,10 @@ pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Resu
     }
     if what == Bench::Peers {
         command = command.env("MORTISE_BENCH_PEERS", peers::prepare(workspace)?);
+    }
+    if what == Bench::Models {
+        let python = python::environment(workspace, "venv", "tests/requirements.txt")?;
+        command = command.env("MORTISE_BENCH_PYTHON", python);
     }
     last_object(workspace, command)
 }

@@ -49,7 +49,18 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("mortise-plugin-sdk", &[]),
     // What the fuzzer calls in its own process; the rest drives the binary.
-    ("mortise-tests", &["mortise-wire", "plugin-onnx"]),
+    // And what the benchmark of models runs beside onnxruntime.
+    (
+        "mortise-tests",
+        &[
+            "mortise-wire",
+            "mortise-compute",
+            "mortise-graph",
+            "mortise-types",
+            "mortise-plugin-sdk",
+            "plugin-onnx",
+        ],
+    ),
     // The plugin host and the device in one process, without a server.
     (
         "mortise-conformance",
