@@ -9,7 +9,7 @@ use mortise_types::{DType, Error, Result, Strings, StringsBuilder, Tensor};
 /// # Errors
 /// When the data does not hold exactly the elements of `dtype` and `shape`.
 /// Messages do not name the tensor: the caller does.
-pub(crate) fn decode(dtype: DType, shape: &[usize], bytes: Bytes) -> Result<Tensor> {
+pub fn decode(dtype: DType, shape: &[usize], bytes: Bytes) -> Result<Tensor> {
     match dtype {
         DType::String => Tensor::from_strings(shape, decode_strings(&bytes)?),
         DType::Bool => {
@@ -50,7 +50,7 @@ fn decode_strings(mut bytes: &[u8]) -> Result<Strings> {
 ///
 /// # Errors
 /// When a string is longer than its u32 length can say.
-pub(crate) fn encode(tensor: &Tensor) -> Result<Bytes> {
+pub fn encode(tensor: &Tensor) -> Result<Bytes> {
     if let Some(storage) = tensor.storage() {
         return Ok(storage.to_shared());
     }

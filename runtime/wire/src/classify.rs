@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// When the tensor holds no numbers.
-pub(crate) fn top(tensor: &Tensor, count: usize) -> Result<Tensor> {
+pub fn top(tensor: &Tensor, count: usize) -> Result<Tensor> {
     match tensor.dtype() {
         DType::U8 => rows::<u8>(tensor, count, whole),
         DType::U16 => rows::<u16>(tensor, count, whole),

@@ -1,4 +1,4 @@
-use crate::{InferReply, InferRequest, WireLimits, decode_infer, encode_infer};
+use crate::{InferReply, InferRequest, NoSharedMemory, WireLimits, decode_infer, encode_infer};
 use bytes::Bytes;
 use mortise_types::{DType, Signature, TensorSpec};
 
@@ -37,6 +37,6 @@ fn encode_back(mut request: InferRequest) {
     for binary in [false, true] {
         request.binary_output_default = binary;
         // Refusals are fine here; only a panic is a finding.
-        let _ = encode_infer(&reply, &request);
+        let _ = encode_infer(&reply, &request, &NoSharedMemory);
     }
 }

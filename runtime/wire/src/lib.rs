@@ -15,15 +15,19 @@ mod parameters;
 mod reader;
 mod reply;
 mod request;
+mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use binary::{decode as decode_binary, encode as encode_binary};
+pub use classify::top as classify;
 pub use describe::{
     IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, error_body, index_body,
     model_ready_body, wants_ready_only,
 };
 pub use fuzz::fuzz_decode;
 pub use limits::WireLimits;
-pub use parameters::{Parameter, Parameters, Sequence, SequenceId};
+pub use parameters::{Parameter, Parameters, Sequence, SequenceId, short_text};
 pub use reply::{Encoded, InferReply, encode_infer};
-pub use request::{InferRequest, NamedTensor, RequestedOutput, decode_infer};
+pub use request::{InferRequest, NamedTensor, RequestedOutput, Tensors, decode_infer};
+pub use shared::{NoSharedMemory, RegionSlice, SharedInput, SharedMemory, SliceDraft};

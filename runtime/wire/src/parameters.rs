@@ -47,28 +47,34 @@ impl Parameters {
         self.0.is_empty()
     }
 
+    /// # Errors
+    /// When there are too many, the name is too long, or it is there already.
+    pub fn insert(&mut self, name: &str, value: Parameter, limits: &WireLimits) -> Result<()> {
+        if self.0.len() == limits.max_parameters {
+            return Err(Error::invalid(format!(
+                "a request may have at most {} parameters",
+                limits.max_parameters
+            )));
+        }
+        if self.get(name).is_some() {
+            return Err(Error::invalid(format!("parameter \"{name}\" is given twice")));
+        }
+        self.0.push((short_text(name, "a parameter's name", limits)?, value));
+        Ok(())
+    }
+
     pub(crate) fn read(reader: &mut Reader<'_>, limits: &WireLimits) -> Result<Self> {
         let mut parameters = Self::default();
         reader.object(|reader, key| {
             let value = Parameter::read(reader, key, limits)?;
-            if parameters.0.len() == limits.max_parameters {
-                return Err(Error::invalid(format!(
-                    "a request may have at most {} parameters",
-                    limits.max_parameters
-                )));
-            }
-            if parameters.get(key).is_some() {
-                return Err(Error::invalid(format!("parameter \"{key}\" is given twice")));
-            }
-            parameters.0.push((short_text(key, "a parameter's name", limits)?, value));
-            Ok(())
+            parameters.insert(key, value, limits)
         })?;
         Ok(parameters)
     }
 
     /// # Errors
     /// When the parameter is there and is not a boolean; so for the others.
-    pub(crate) fn bool(&self, name: &str) -> Result<Option<bool>> {
+    pub fn bool(&self, name: &str) -> Result<Option<bool>> {
         match self.get(name) {
             None => Ok(None),
             Some(Parameter::Bool(value)) => Ok(Some(*value)),
@@ -152,7 +158,7 @@ fn wrong(name: &str, wanted: &str, got: &Parameter) -> Error {
 
 /// # Errors
 /// When `text` is longer than `max_text_bytes`; `what` begins the message.
-pub(crate) fn short_text(text: &str, what: &str, limits: &WireLimits) -> Result<String> {
+pub fn short_text(text: &str, what: &str, limits: &WireLimits) -> Result<String> {
     if text.len() > limits.max_text_bytes {
         return Err(Error::invalid(format!(
             "{what} may have at most {} bytes, got {}",

@@ -1,6 +1,7 @@
 use crate::binary;
 use crate::classify;
 use crate::request::{InferRequest, RequestedOutput};
+use crate::shared::{RegionSlice, SharedMemory};
 use bytes::Bytes;
 use mortise_types::{DType, Element, Error, Result, Tensor};
 use std::borrow::Cow;
@@ -45,9 +46,14 @@ const COPY_BELOW_BYTES: usize = 16 * 1024;
 ///
 /// # Errors
 /// [`mortise_types::ErrorKind::InvalidInput`] when JSON is asked for and cannot
-/// hold the output (FP16, BF16, strings that are not UTF-8), or when a
-/// classification does not apply to it.
-pub fn encode_infer(reply: &InferReply<'_>, request: &InferRequest) -> Result<Encoded> {
+/// hold the output (FP16, BF16, strings that are not UTF-8), when a
+/// classification does not apply to it, or when it does not fit the shared
+/// memory that it is to go to.
+pub fn encode_infer(
+    reply: &InferReply<'_>,
+    request: &InferRequest,
+    memory: &dyn SharedMemory,
+) -> Result<Encoded> {
     let mut json = Vec::with_capacity(json_capacity(reply));
     let mut binaries = Vec::new();
     json.push(b'{');
@@ -69,7 +75,7 @@ pub fn encode_infer(reply: &InferReply<'_>, request: &InferRequest) -> Result<En
         if index > 0 {
             json.push(b',');
         }
-        write_output(&mut json, &mut binaries, name, tensor, request)
+        write_output(&mut json, &mut binaries, (name, tensor), request, memory)
             .map_err(|error| error.context(format_args!("output \"{name}\"")))?;
     }
     json.extend_from_slice(b"]}");
@@ -109,9 +115,9 @@ fn json_capacity(reply: &InferReply<'_>) -> usize {
 fn write_output(
     json: &mut Vec<u8>,
     binaries: &mut Vec<Bytes>,
-    name: &str,
-    tensor: &Tensor,
+    (name, tensor): (&str, &Tensor),
     request: &InferRequest,
+    memory: &dyn SharedMemory,
 ) -> Result<()> {
     let wish = request.outputs.iter().flatten().find(|output| output.name == name);
     let tensor = match wish.and_then(|wish: &RequestedOutput| wish.classification) {
@@ -127,7 +133,11 @@ fn write_output(
     json.extend_from_slice(datatype.as_bytes());
     json.extend_from_slice(b"\",\"shape\":");
     write_integers(json, tensor.shape().iter().map(|&dim| dim as u64));
-    if wish.and_then(|wish| wish.binary).unwrap_or(request.binary_output_default) {
+    if let Some(slice) = wish.and_then(|wish| wish.shared.as_ref()) {
+        let binary = binary::encode(&tensor)?;
+        memory.write(slice, &binary)?;
+        write_shared(json, slice, binary.len());
+    } else if wish.and_then(|wish| wish.binary).unwrap_or(request.binary_output_default) {
         let binary = binary::encode(&tensor)?;
         json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
         json.extend_from_slice(itoa::Buffer::new().format(binary.len()).as_bytes());
@@ -139,6 +149,17 @@ fn write_output(
     }
     json.push(b'}');
     Ok(())
+}
+
+/// Says where in shared memory the output is, and how long.
+fn write_shared(json: &mut Vec<u8>, slice: &RegionSlice, bytes: usize) {
+    json.extend_from_slice(b",\"parameters\":{\"shared_memory_region\":");
+    write_string(json, &slice.region);
+    json.extend_from_slice(b",\"shared_memory_offset\":");
+    json.extend_from_slice(itoa::Buffer::new().format(slice.offset).as_bytes());
+    json.extend_from_slice(b",\"shared_memory_byte_size\":");
+    json.extend_from_slice(itoa::Buffer::new().format(bytes).as_bytes());
+    json.push(b'}');
 }
 
 /// The elements as one flat JSON array.

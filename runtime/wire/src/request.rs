@@ -4,6 +4,7 @@ use crate::limits::WireLimits;
 use crate::number::FromNumber;
 use crate::parameters::{Parameters, Sequence, short_text};
 use crate::reader::{Kind, Reader};
+use crate::shared::{RegionSlice, SharedInput, SharedMemory, SliceDraft};
 use bytes::Bytes;
 use mortise_types::{DType, Error, Result, Shape, Signature, Tensor, TensorSpec};
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub struct InferRequest {
     /// In the order of the request. Names may repeat: the registry checks them
     /// against the signature.
     pub inputs: Vec<NamedTensor>,
+    /// Inputs that [`InferRequest::read_shared`] moves to `inputs`.
+    pub shared_inputs: Vec<SharedInput>,
     /// `None` asks for all outputs.
     pub outputs: Option<Vec<RequestedOutput>>,
     pub parameters: Parameters,
@@ -43,6 +46,62 @@ pub struct RequestedOutput {
     /// How many of the highest values go back, as `value:index` strings,
     /// instead of the tensor.
     pub classification: Option<usize>,
+    /// Where its data goes, when not into the reply.
+    pub shared: Option<RegionSlice>,
+}
+
+impl InferRequest {
+    /// A request of what its framing gave, with what its parameters say.
+    ///
+    /// # Errors
+    /// When a parameter that has a meaning is of another type.
+    pub fn new(
+        id: Option<String>,
+        tensors: Tensors,
+        outputs: Option<Vec<RequestedOutput>>,
+        parameters: Parameters,
+    ) -> Result<Self> {
+        Ok(Self {
+            id,
+            inputs: tensors.here,
+            shared_inputs: tensors.shared,
+            // Some clients send an empty list for "all of them".
+            outputs: outputs.filter(|outputs| !outputs.is_empty()),
+            binary_output_default: parameters.bool("binary_data_output")?.unwrap_or(false),
+            timeout: parameters.timeout()?,
+            priority: parameters.u64("priority")?.unwrap_or(0),
+            sequence: parameters.sequence()?,
+            parameters,
+        })
+    }
+
+    /// Bytes of inputs that are still in shared memory.
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared_inputs.iter().fold(0, |sum, input| sum.saturating_add(input.slice.byte_size))
+    }
+
+    /// Copies the inputs that are in shared memory.
+    ///
+    /// # Errors
+    /// When a region is not there or too short, or its data does not fit the
+    /// input's datatype and shape.
+    pub fn read_shared(&mut self, memory: &dyn SharedMemory) -> Result<()> {
+        for input in std::mem::take(&mut self.shared_inputs) {
+            let tensor = memory
+                .read(&input.slice)
+                .and_then(|bytes| binary::decode(input.dtype, &input.shape, bytes))
+                .map_err(|error| error.context(label(&input.name)))?;
+            self.inputs.push(NamedTensor { name: input.name, tensor });
+        }
+        Ok(())
+    }
+}
+
+/// The inputs of a request by where their data is.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    pub here: Vec<NamedTensor>,
+    pub shared: Vec<SharedInput>,
 }
 
 /// Decodes an infer request. `header_length` is the value of the header
@@ -195,24 +254,14 @@ impl Envelope {
     fn into_request(self, tail: Option<Bytes>) -> Result<InferRequest> {
         let inputs = self.inputs.ok_or_else(|| Error::invalid("the request has no \"inputs\""))?;
         let parameters = self.parameters.unwrap_or_default();
-        Ok(InferRequest {
-            inputs: attach(inputs, tail)?,
-            // Some clients send an empty list for "all of them".
-            outputs: self.outputs.filter(|outputs| !outputs.is_empty()),
-            id: self.id,
-            binary_output_default: parameters.bool("binary_data_output")?.unwrap_or(false),
-            timeout: parameters.timeout()?,
-            priority: parameters.u64("priority")?.unwrap_or(0),
-            sequence: parameters.sequence()?,
-            parameters,
-        })
+        InferRequest::new(self.id, attach(inputs, tail)?, self.outputs, parameters)
     }
 }
 
 /// Cuts the binary inputs from the tail, in the order of the request.
-fn attach(inputs: Vec<Input>, tail: Option<Bytes>) -> Result<Vec<NamedTensor>> {
+fn attach(inputs: Vec<Input>, tail: Option<Bytes>) -> Result<Tensors> {
     let mut tail = tail;
-    let mut tensors = Vec::with_capacity(inputs.len());
+    let mut tensors = Tensors { here: Vec::with_capacity(inputs.len()), shared: Vec::new() };
     for input in inputs {
         let named = label(&input.name);
         let tensor = match input.source {
@@ -221,8 +270,12 @@ fn attach(inputs: Vec<Input>, tail: Option<Bytes>) -> Result<Vec<NamedTensor>> {
                 let bytes = cut(&mut tail, size).map_err(|error| error.context(&named))?;
                 binary::decode(dtype, &shape, bytes).map_err(|error| error.context(&named))?
             }
+            Source::Shared { dtype, shape, slice } => {
+                tensors.shared.push(SharedInput { name: input.name, dtype, shape, slice });
+                continue;
+            }
         };
-        tensors.push(NamedTensor { name: input.name, tensor });
+        tensors.here.push(NamedTensor { name: input.name, tensor });
     }
     match tail {
         Some(rest) if !rest.is_empty() => Err(Error::invalid(format!(
@@ -254,6 +307,7 @@ struct Input {
 enum Source {
     Tensor(Tensor),
     Binary { dtype: DType, shape: Shape, size: usize },
+    Shared { dtype: DType, shape: Shape, slice: RegionSlice },
 }
 
 /// The members of an input as they come, in any order.
@@ -264,6 +318,7 @@ struct Draft {
     shape: Option<Shape>,
     data: Option<DraftData>,
     binary_size: Option<u64>,
+    shared: SliceDraft,
 }
 
 enum DraftData {
@@ -305,7 +360,7 @@ impl Draft {
             }
             "parameters" => {
                 if !reader.take_null()? {
-                    self.read_parameters(reader)?;
+                    self.read_parameters(reader, limits)?;
                 }
                 false
             }
@@ -327,18 +382,15 @@ impl Draft {
         Data::read(reader, dtype, count, limits).map(DraftData::Read)
     }
 
-    fn read_parameters(&mut self, reader: &mut Reader<'_>) -> Result<()> {
+    fn read_parameters(&mut self, reader: &mut Reader<'_>, limits: &WireLimits) -> Result<()> {
         want(reader, Kind::Object, "\"parameters\"")?;
         reader.object(|reader, key| match key {
             "binary_data_size" => {
                 self.binary_size = Some(whole(reader, "binary_data_size")?);
                 Ok(())
             }
-            "shared_memory_region" | "shared_memory_byte_size" | "shared_memory_offset" => {
-                Err(shared_memory(key))
-            }
-            // Hints of other servers, such as a content type.
-            _ => reader.skip_value(),
+            // The others are hints of other servers, such as a content type.
+            _ => read_slice_parameter(&mut self.shared, reader, key, limits),
         })
     }
 
@@ -346,6 +398,12 @@ impl Draft {
         let name = self.name.ok_or_else(|| missing("name"))?;
         let dtype = self.dtype.ok_or_else(|| missing("datatype"))?;
         let shape = self.shape.ok_or_else(|| missing("shape"))?;
+        if let Some(slice) = self.shared.finish()? {
+            if self.data.is_some() || self.binary_size.is_some() {
+                return Err(Error::invalid("has shared_memory_region and data; send one"));
+            }
+            return Ok(Input { name, source: Source::Shared { dtype, shape, slice } });
+        }
         let source = match (self.data, self.binary_size) {
             (Some(_), Some(_)) => {
                 return Err(Error::invalid("has both \"data\" and binary_data_size; send one"));
@@ -372,12 +430,15 @@ impl RequestedOutput {
     fn read(reader: &mut Reader<'_>, index: usize, limits: &WireLimits) -> Result<Self> {
         let mut name = None;
         let mut output = Self::default();
+        let mut shared = SliceDraft::default();
         let read = reader.object(|reader, key| match key {
             "name" => {
                 name = Some(text(reader, "\"name\"", limits)?);
                 Ok(())
             }
-            "parameters" if !reader.take_null()? => output.read_parameters(reader),
+            "parameters" if !reader.take_null()? => {
+                output.read_parameters(reader, &mut shared, limits)
+            }
             "parameters" => Ok(()),
             _ => reader.skip_value(),
         });
@@ -385,12 +446,18 @@ impl RequestedOutput {
             Some(name) => format!("output \"{name}\""),
             None => format!("output {index}"),
         };
-        read.map_err(|error| error.context(&named))?;
+        let slice = read.and_then(|()| shared.finish());
+        output.shared = slice.map_err(|error| error.context(&named))?;
         output.name = name.ok_or_else(|| missing("name").context(named))?;
         Ok(output)
     }
 
-    fn read_parameters(&mut self, reader: &mut Reader<'_>) -> Result<()> {
+    fn read_parameters(
+        &mut self,
+        reader: &mut Reader<'_>,
+        shared: &mut SliceDraft,
+        limits: &WireLimits,
+    ) -> Result<()> {
         want(reader, Kind::Object, "\"parameters\"")?;
         reader.object(|reader, key| match key {
             "binary_data" => {
@@ -404,10 +471,7 @@ impl RequestedOutput {
                 self.classification = usize::try_from(count).ok().filter(|&count| count > 0);
                 Ok(())
             }
-            "shared_memory_region" | "shared_memory_byte_size" | "shared_memory_offset" => {
-                Err(shared_memory(key))
-            }
-            _ => reader.skip_value(),
+            _ => read_slice_parameter(shared, reader, key, limits),
         })
     }
 }
@@ -420,8 +484,21 @@ fn missing(member: &str) -> Error {
     Error::invalid(format!("has no \"{member}\""))
 }
 
-fn shared_memory(parameter: &str) -> Error {
-    Error::unsupported(format!("{parameter}: shared memory is not served; send the data itself"))
+/// Reads a parameter that says where in shared memory a tensor is, and skips
+/// any other.
+fn read_slice_parameter(
+    slice: &mut SliceDraft,
+    reader: &mut Reader<'_>,
+    key: &str,
+    limits: &WireLimits,
+) -> Result<()> {
+    match key {
+        "shared_memory_region" => slice.region = Some(text(reader, key, limits)?),
+        "shared_memory_offset" => slice.offset = Some(whole(reader, key)?),
+        "shared_memory_byte_size" => slice.byte_size = Some(whole(reader, key)?),
+        _ => return reader.skip_value(),
+    }
+    Ok(())
 }
 
 fn refuse_twice(twice: bool, key: &str, what: &str) -> Result<()> {

@@ -80,7 +80,7 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
 fn as_request(tensors: &[(String, Tensor)], wishes: &InferRequest) -> (Vec<u8>, Option<usize>) {
     let reply =
         InferReply { model_name: "m\"1\n", model_version: 3, variant: None, outputs: tensors };
-    let encoded = encode_infer(&reply, wishes).unwrap();
+    let encoded = encode_infer(&reply, wishes, &NoSharedMemory).unwrap();
     let body = encoded.segments.concat();
     let json_length = encoded.header_length.unwrap_or(body.len());
     let text = std::str::from_utf8(&body[..json_length]).unwrap();
@@ -104,7 +104,7 @@ fn random_tensors_come_back_as_they_went_out() {
             RequestedOutput {
                 name: name.clone(),
                 binary: Some(binary_only || random.bool()),
-                classification: None,
+                ..RequestedOutput::default()
             }
         };
         let outputs = tensors.iter().map(|tensor| wish(&mut random, tensor)).collect();
@@ -421,13 +421,74 @@ fn every_refusal_says_what_is_wrong() {
     }
 }
 
+/// One region, "r".
+struct OneRegion(std::sync::Mutex<Vec<u8>>);
+
+impl SharedMemory for OneRegion {
+    fn read(&self, slice: &RegionSlice) -> Result<Bytes> {
+        let range = slice.offset as usize..(slice.offset + slice.byte_size) as usize;
+        Ok(Bytes::copy_from_slice(&self.0.lock().unwrap()[range]))
+    }
+
+    fn write(&self, slice: &RegionSlice, bytes: &[u8]) -> Result<()> {
+        let start = slice.offset as usize;
+        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
 #[test]
-fn shared_memory_is_unsupported() {
-    let body = with_input(r#""name":"x","parameters":{"shared_memory_region":"r"}"#);
-    let error = json(&body).unwrap_err();
-    let want =
-        "input \"x\": shared_memory_region: shared memory is not served; send the data itself";
-    assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, want));
+fn tensors_in_shared_memory() {
+    let memory = OneRegion(vec![0, 0, 0, 0, 0, 0, 0x80, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0].into());
+    let place = |offset, size| {
+        format!(
+            r#""parameters":{{"shared_memory_region":"r","shared_memory_offset":{offset},"shared_memory_byte_size":{size}}}"#
+        )
+    };
+    let body = format!(
+        r#"{{"inputs":[{{"name":"x","shape":[1],"datatype":"FP32",{}}}],"outputs":[{{"name":"x",{}}}]}}"#,
+        place(4, 4),
+        place(8, 8)
+    );
+    let mut request = json(&body).unwrap();
+    assert_eq!((request.inputs.len(), request.shared_bytes()), (0, 4));
+    request.read_shared(&memory).unwrap();
+    let x = request.inputs.remove(0);
+    assert_eq!(x.tensor.as_slice::<f32>().unwrap(), [1.0]);
+    let outputs = [(x.name, x.tensor)];
+    let reply = InferReply { model_name: "m", model_version: 1, outputs: &outputs };
+    let encoded = encode_infer(&reply, &request, &memory).unwrap().segments.concat();
+    let want = r#""shape":[1],"parameters":{"shared_memory_region":"r","shared_memory_offset":8,"shared_memory_byte_size":4}}]}"#;
+    assert!(encoded.ends_with(want.as_bytes()), "{}", String::from_utf8_lossy(&encoded));
+    assert_eq!(memory.0.lock().unwrap()[8..12], 1f32.to_le_bytes());
+    let mut refused = json(&body).unwrap();
+    assert_eq!(
+        refused.read_shared(&NoSharedMemory).unwrap_err().message(),
+        "input \"x\": shared memory is not served here; send the data itself"
+    );
+}
+
+#[test]
+fn shared_memory_in_part() {
+    for (parameters, want) in [
+        (r#"{"shared_memory_region":"r"}"#, "shared_memory_region without shared_memory_byte_size"),
+        (
+            r#"{"shared_memory_byte_size":4}"#,
+            "shared_memory_byte_size without shared_memory_region",
+        ),
+        (r#"{"shared_memory_offset":4}"#, "shared_memory_offset without shared_memory_region"),
+    ] {
+        let body = with_input(&format!(
+            r#""name":"x","shape":[1],"datatype":"FP32","parameters":{parameters}"#
+        ));
+        let error = json(&body).unwrap_err();
+        assert_eq!(error.message(), format!("input \"x\": has {want}"));
+    }
+    let both = with_input(
+        r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"shared_memory_region":"r","shared_memory_byte_size":4}"#,
+    );
+    let want = "input \"x\": has shared_memory_region and data; send one";
+    assert_eq!(json(&both).unwrap_err().message(), want);
 }
 
 #[test]
@@ -507,7 +568,8 @@ fn limits_are_named() {
 }
 
 fn encode(outputs: &[(String, Tensor)], request: &InferRequest) -> Result<Encoded> {
-    encode_infer(&InferReply { model_name: "m", model_version: 2, variant: None, outputs }, request)
+    let reply = InferReply { model_name: "m", model_version: 2, variant: None, outputs };
+    encode_infer(&reply, request, &NoSharedMemory)
 }
 
 #[test]
@@ -527,6 +589,7 @@ fn replies_spell_what_was_asked() {
             name: "scores".into(),
             binary: Some(true),
             classification: Some(2),
+            ..RequestedOutput::default()
         }]),
         ..InferRequest::default()
     };
@@ -555,7 +618,8 @@ fn large_binary_outputs_are_shared() {
 fn replies_that_json_cannot_hold() {
     let half = Tensor::zeros(DType::F16, &[1]).unwrap();
     let bytes = Tensor::from_strings(&[1], [&[0xffu8]].into_iter().collect()).unwrap();
-    let top = RequestedOutput { name: "y".into(), binary: None, classification: Some(1) };
+    let top =
+        RequestedOutput { name: "y".into(), classification: Some(1), ..RequestedOutput::default() };
     let classify = InferRequest { outputs: Some(vec![top]), ..InferRequest::default() };
     for (tensor, request, want) in [
         (
