@@ -21,15 +21,16 @@ class Refused(Exception):
 class Server:
     """`mortise serve`, or with another `command` what that starts."""
 
-    def __init__(self, command="serve"):
+    def __init__(self, command="serve", config=""):
         self.command = command
+        self.config = config
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="mortise-check-")
         self.store = pathlib.Path(self.folder.name) / "store"
         config = pathlib.Path(self.folder.name) / "mortise.toml"
-        config.write_text(CONFIG)
-        ports = ["--config", str(config), "--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
+        config.write_text(CONFIG + self.config)
+        ports = ["--config", str(config), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--admin-port", "0"]
         self.log = open(pathlib.Path(self.folder.name) / "log", "w+")
         self.process = subprocess.Popen(
             [BINARY, self.command, "--store", str(self.store), *ports],
@@ -40,7 +41,7 @@ class Server:
         for line in self.process.stdout:
             if '"ready"' in line:
                 ready = json.loads(line)
-                self.http, self.admin = ready["http"], ready["admin"]
+                self.http, self.grpc, self.admin = ready["http"], ready["grpc"], ready["admin"]
                 self.token = (self.store / "admin.token").read_text().strip()
                 return self
         self.log.seek(0)

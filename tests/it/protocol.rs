@@ -45,9 +45,29 @@ fn every_listed_extension_is_served() -> Result<()> {
     ensure!(about["name"].is_string() && about["version"].is_string(), "{about}");
     let listed: Vec<_> =
         about["extensions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    for extension in ["binary_tensor_data", "model_repository"] {
-        ensure!(listed.contains(&extension), "{extension} is not in {listed:?}");
+    // Those without a path of their own have tests of their own.
+    let all = [
+        ("binary_tensor_data", None),
+        ("classification", None),
+        ("generate", None),
+        ("logging", Some("/v2/logging")),
+        ("model_configuration", Some("/v2/models/sum/config")),
+        ("model_repository", None),
+        ("parameters", None),
+        ("schedule_policy", None),
+        ("sequence", None),
+        ("statistics", Some("/v2/models/stats")),
+        ("trace", Some("/v2/models/sum/trace/setting")),
+    ];
+    assert_eq!(listed, all.map(|(extension, _)| extension));
+    for path in all.iter().filter_map(|(_, path)| *path) {
+        client.get(path)?.ok().context(path)?;
     }
+    let generated = client.post_json("/v2/models/sum/generate", &json!({"x": [[2.5]]}))?;
+    assert_eq!(generated.ok()?.json()?["y"], 9.5);
+    let mut request = tensor(&[1, 1], json!([1.0]));
+    request["parameters"] = json!({"priority": 1, "timeout": 10_000_000, "told": "nobody"});
+    client.post_json(&infer::path("sum"), &request)?.ok()?;
     let index = client.post_json("/v2/repository/index", &json!({}))?.ok()?.json()?;
     assert_eq!(index[0]["name"], "sum");
     assert_eq!(index[0]["state"], "READY");

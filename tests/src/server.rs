@@ -32,6 +32,7 @@ pub struct Options {
 pub struct Server {
     child: Child,
     pub http: SocketAddr,
+    pub grpc: SocketAddr,
     pub metrics: SocketAddr,
     pub admin: SocketAddr,
     store: PathBuf,
@@ -93,6 +94,7 @@ impl Server {
         };
         Ok(Self {
             http: address("http")?,
+            grpc: address("grpc")?,
             metrics: address("metrics")?,
             admin: address("admin")?,
             ready_after: start.elapsed(),
@@ -172,8 +174,9 @@ impl Drop for Server {
 
 /// What every server under test is told: to take free ports, and to be patient
 /// with the compiler, since several tests share two cores.
-const EVERYWHERE: [(&str, &str); 4] = [
+const EVERYWHERE: [(&str, &str); 5] = [
     ("http", "address = \"127.0.0.1:0\""),
+    ("grpc", "address = \"127.0.0.1:0\""),
     ("metrics", "address = \"127.0.0.1:0\""),
     ("admin", "address = \"127.0.0.1:0\""),
     ("plugins", "compile_timeout_ms = 120000"),
@@ -291,7 +294,7 @@ mod tests {
     fn addresses_go_into_their_sections() {
         let text = complete("[http]\nmax_body_bytes = 10\n");
         assert!(text.starts_with("[http]\naddress = \"127.0.0.1:0\"\nmax_body_bytes"), "{text}");
-        assert_eq!(text.matches("address").count(), 3, "{text}");
+        assert_eq!(text.matches("address").count(), 4, "{text}");
         assert!(text.ends_with("[plugins]\ncompile_timeout_ms = 120000\n"), "{text}");
     }
 }

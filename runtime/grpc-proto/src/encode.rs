@@ -27,6 +27,11 @@ pub fn encode_infer(
     put_unless_empty(1, reply.model_name.as_bytes(), &mut head);
     put(2, reply.model_version.to_string().as_bytes(), &mut head);
     put_unless_empty(3, request.id.as_deref().unwrap_or_default().as_bytes(), &mut head);
+    if let Some(variant) = reply.variant {
+        use pb::infer_parameter::ParameterChoice::{Int64Param, StringParam};
+        put_parameter(4, "version", Int64Param(reply.model_version.cast_signed()), &mut head);
+        put_parameter(4, "variant", StringParam(variant.to_owned()), &mut head);
+    }
     for (name, value) in parameters {
         let choice = pb::infer_parameter::ParameterChoice::BoolParam(*value);
         put_parameter(4, name, choice, &mut head);

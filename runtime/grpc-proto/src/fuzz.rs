@@ -15,6 +15,7 @@ pub fn fuzz_decode(data: &[u8]) {
     let _ = request.read_shared(&NoSharedMemory);
     let inputs = std::mem::take(&mut request.inputs);
     let outputs: Vec<_> = inputs.into_iter().map(|input| (input.name, input.tensor)).collect();
-    let reply = InferReply { model_name: "fuzz", model_version: 1, outputs: &outputs };
+    let reply =
+        InferReply { model_name: "fuzz", model_version: 1, variant: Some("a"), outputs: &outputs };
     let _ = encode_infer(&reply, &request, &[], &NoSharedMemory);
 }

@@ -21,6 +21,15 @@ pub struct ModelInferRequest {
 }
 
 impl ModelInferRequest {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes that take time to decode: all but raw contents.
+    pub fn typed_bytes(&self) -> usize {
+        self.inputs.iter().map(Bytes::len).sum()
+    }
+
     fn members(&self) -> [(u32, &[Bytes]); 4] {
         [(4, &self.parameters), (5, &self.inputs), (6, &self.outputs), (7, &self.raw_contents)]
     }
@@ -89,6 +98,15 @@ pub struct ModelInferResponse {
     /// All fields but `raw_output_contents`.
     pub(crate) head: Bytes,
     pub(crate) raw_contents: Vec<Bytes>,
+}
+
+impl ModelInferResponse {
+    /// What goes with an error in a stream.
+    pub fn without_outputs(id: &str) -> Self {
+        let mut head = Vec::new();
+        put_unless_empty(3, id.as_bytes(), &mut head);
+        Self { head: head.into(), raw_contents: Vec::new() }
+    }
 }
 
 /// The number of `raw_output_contents`.

@@ -259,19 +259,24 @@ fn replies_read_back() {
     let labels = Tensor::from_strings(&[1], ["ab"].into_iter().collect()).unwrap();
     let data = scores.bytes().unwrap().as_ptr();
     let outputs = [("scores".to_owned(), scores), ("label".to_owned(), labels)];
-    let reply = InferReply { model_name: "m", model_version: 4, outputs: &outputs };
+    let reply =
+        InferReply { model_name: "m", model_version: 4, variant: Some("b"), outputs: &outputs };
     let request = InferRequest { id: Some("7".into()), ..InferRequest::default() };
     let encoded = encode_infer(&reply, &request, &[("last", true)], &NoSharedMemory).unwrap();
     assert_eq!(encoded.raw_contents[0].as_ptr(), data, "copied");
     let bytes = encoded.encode_to_vec();
     assert_eq!(bytes.len(), encoded.encoded_len());
     let response = Response::decode(bytes.as_slice()).unwrap();
-    let last = [("last".to_owned(), parameter(ParameterChoice::BoolParam(true)))].into();
+    let parameters = [
+        ("version".to_owned(), parameter(ParameterChoice::Int64Param(4))),
+        ("variant".to_owned(), parameter(ParameterChoice::StringParam("b".into()))),
+        ("last".to_owned(), parameter(ParameterChoice::BoolParam(true))),
+    ];
     let want = Response {
         model_name: "m".into(),
         model_version: "4".into(),
         id: "7".into(),
-        parameters: last,
+        parameters: parameters.into(),
         outputs: vec![input("scores", "FP32", &[1, 3]), input("label", "BYTES", &[1])],
         raw: vec![[0.5f32, 2.0, 1.0].map(f32::to_le_bytes).concat(), b"\x02\0\0\0ab".to_vec()],
     };

@@ -10,23 +10,38 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 /// The server's own counters.
 pub struct Observer {
     pub http: HttpCounters,
+    pub grpc: GrpcCounters,
     exporter: PrometheusHandle,
 }
 
-/// Counters of the data plane's listener. Clones count together.
+/// Counters of the data plane over HTTP. Clones count together.
 #[derive(Clone)]
 pub struct HttpCounters {
-    connections: Gauge,
-    accepted: Counter,
-    refused_accepts: Counter,
-    connection_waits: Counter,
-    timed_out: Counter,
-    evicted: Counter,
-    failed_handshakes: Counter,
+    pub connections: ConnectionCounters,
     request_body_bytes: Counter,
     response_body_bytes: Counter,
     /// One for each of [`STATUSES`], and one for all others.
     responses: Vec<Counter>,
+}
+
+/// Counters of the data plane over gRPC. Clones count together.
+#[derive(Clone)]
+pub struct GrpcCounters {
+    pub connections: ConnectionCounters,
+    /// One for each of [`CODES`].
+    responses: Vec<Counter>,
+}
+
+/// Counters of the connections of one listener. Clones count together.
+#[derive(Clone)]
+pub struct ConnectionCounters {
+    open: Gauge,
+    accepted: Counter,
+    refused_accepts: Counter,
+    waits: Counter,
+    timed_out: Counter,
+    evicted: Counter,
+    failed_handshakes: Counter,
 }
 
 /// The statuses that are counted by name.
@@ -45,12 +60,34 @@ const STATUSES: [(u16, &str); 12] = [
     (504, "504"),
 ];
 
+/// gRPC's codes by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
 impl Observer {
     pub fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         let exporter = recorder.handle();
-        let http = metrics::with_local_recorder(&recorder, HttpCounters::register);
-        Self { http, exporter }
+        let register = || (HttpCounters::register(), GrpcCounters::register());
+        let (http, grpc) = metrics::with_local_recorder(&recorder, register);
+        Self { http, grpc, exporter }
     }
 
     /// All counters in Prometheus' text format.
@@ -65,67 +102,94 @@ impl Default for Observer {
     }
 }
 
-impl HttpCounters {
-    fn register() -> Self {
-        describe_gauge!("mortise_http_connections", "open connections");
-        describe_counter!("mortise_http_accepted_total", "connections accepted");
-        describe_counter!("mortise_http_accept_errors_total", "accepts that the system refused");
-        describe_counter!(
-            "mortise_http_connection_waits_total",
-            "times that http.max_connections kept a connection waiting"
-        );
-        describe_counter!(
-            "mortise_http_connections_timed_out_total",
-            "connections closed for http.header_timeout_ms or http.idle_timeout_ms"
-        );
-        describe_counter!(
-            "mortise_http_connections_evicted_total",
-            "idle connections closed to make room for others"
-        );
-        describe_counter!("mortise_http_tls_handshakes_failed_total", "TLS handshakes that failed");
-        describe_counter!("mortise_http_request_body_bytes_total", "bodies read, decompressed");
-        describe_counter!("mortise_http_response_body_bytes_total", "bodies of infer replies");
-        describe_counter!("mortise_http_responses_total", "responses by status");
-        let by_status = |status| counter!("mortise_http_responses_total", "status" => status);
+impl ConnectionCounters {
+    /// Of the listener that the settings call `plane`.
+    fn register(plane: &str) -> Self {
+        let count = |what: &str, meaning: String| {
+            let name = format!("mortise_{plane}_{what}_total");
+            describe_counter!(name.clone(), meaning);
+            counter!(name)
+        };
+        let open = format!("mortise_{plane}_connections");
+        describe_gauge!(open.clone(), "open connections");
         Self {
-            connections: gauge!("mortise_http_connections"),
-            accepted: counter!("mortise_http_accepted_total"),
-            refused_accepts: counter!("mortise_http_accept_errors_total"),
-            connection_waits: counter!("mortise_http_connection_waits_total"),
-            timed_out: counter!("mortise_http_connections_timed_out_total"),
-            evicted: counter!("mortise_http_connections_evicted_total"),
-            failed_handshakes: counter!("mortise_http_tls_handshakes_failed_total"),
-            request_body_bytes: counter!("mortise_http_request_body_bytes_total"),
-            response_body_bytes: counter!("mortise_http_response_body_bytes_total"),
-            responses: STATUSES.iter().map(|row| row.1).chain(["other"]).map(by_status).collect(),
+            open: gauge!(open),
+            accepted: count("accepted", "connections accepted".into()),
+            refused_accepts: count("accept_errors", "accepts that the system refused".into()),
+            waits: count(
+                "connection_waits",
+                format!("times that {plane}.max_connections kept a connection waiting"),
+            ),
+            timed_out: count(
+                "connections_timed_out",
+                format!("connections closed for the timeouts under {plane}"),
+            ),
+            evicted: count(
+                "connections_evicted",
+                "idle connections closed to make room for others".into(),
+            ),
+            failed_handshakes: count("tls_handshakes_failed", "TLS handshakes that failed".into()),
         }
     }
 
     /// Counts a connection as open until the guard is dropped.
     pub fn connected(&self) -> OpenConnection {
         self.accepted.increment(1);
-        self.connections.increment(1.0);
-        OpenConnection(self.connections.clone())
+        self.open.increment(1.0);
+        OpenConnection(self.open.clone())
     }
 
     pub fn accept_failed(&self) {
         self.refused_accepts.increment(1);
     }
 
-    pub fn connection_waited(&self) {
-        self.connection_waits.increment(1);
+    pub fn waited(&self) {
+        self.waits.increment(1);
     }
 
-    pub fn connections_timed_out(&self, count: u64) {
+    pub fn timed_out(&self, count: u64) {
         self.timed_out.increment(count);
     }
 
-    pub fn connections_evicted(&self, count: u64) {
+    pub fn evicted(&self, count: u64) {
         self.evicted.increment(count);
     }
 
     pub fn handshake_failed(&self) {
         self.failed_handshakes.increment(1);
+    }
+}
+
+impl GrpcCounters {
+    fn register() -> Self {
+        describe_counter!("mortise_grpc_responses_total", "calls answered by code");
+        let by_code = |code| counter!("mortise_grpc_responses_total", "code" => code);
+        Self {
+            connections: ConnectionCounters::register("grpc"),
+            responses: CODES.iter().copied().map(by_code).collect(),
+        }
+    }
+
+    /// Counts a call, or the beginning of a stream, by the number of its code.
+    pub fn responded(&self, code: usize) {
+        if let Some(counter) = self.responses.get(code) {
+            counter.increment(1);
+        }
+    }
+}
+
+impl HttpCounters {
+    fn register() -> Self {
+        describe_counter!("mortise_http_request_body_bytes_total", "bodies read, decompressed");
+        describe_counter!("mortise_http_response_body_bytes_total", "bodies of infer replies");
+        describe_counter!("mortise_http_responses_total", "responses by status");
+        let by_status = |status| counter!("mortise_http_responses_total", "status" => status);
+        Self {
+            connections: ConnectionCounters::register("http"),
+            request_body_bytes: counter!("mortise_http_request_body_bytes_total"),
+            response_body_bytes: counter!("mortise_http_response_body_bytes_total"),
+            responses: STATUSES.iter().map(|row| row.1).chain(["other"]).map(by_status).collect(),
+        }
     }
 
     pub fn body_read(&self, bytes: usize) {
@@ -160,22 +224,25 @@ mod tests {
     #[test]
     fn what_is_counted_is_rendered() {
         let observer = Observer::new();
-        let first = observer.http.connected();
-        let _second = observer.http.connected();
+        let first = observer.http.connections.connected();
+        let _second = observer.http.connections.connected();
         drop(first);
         observer.http.responded(200);
         observer.http.responded(200);
         observer.http.responded(418);
         observer.http.body_read(70);
         observer.http.body_sent(30);
-        observer.http.accept_failed();
-        observer.http.connection_waited();
+        observer.http.connections.accept_failed();
+        observer.grpc.connections.waited();
+        observer.grpc.responded(16);
         let page = observer.render();
         for line in [
             "mortise_http_connections 1",
             "mortise_http_accepted_total 2",
             "mortise_http_accept_errors_total 1",
-            "mortise_http_connection_waits_total 1",
+            "mortise_http_connection_waits_total 0",
+            "mortise_grpc_connection_waits_total 1",
+            "mortise_grpc_responses_total{code=\"UNAUTHENTICATED\"} 1",
             "mortise_http_request_body_bytes_total 70",
             "mortise_http_response_body_bytes_total 30",
             "mortise_http_responses_total{status=\"200\"} 2",

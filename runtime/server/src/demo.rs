@@ -32,8 +32,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let store: PathBuf =
         kept.or_else(|| temporary.as_ref().map(|dir| dir.path().to_path_buf())).unwrap_or_default();
     let config = Resolved::new(&raw, store)?;
-    crate::start_logging(&config.log);
-    serve::run(config, |running| async move {
+    let logging = crate::start_logging(&config.log);
+    serve::run(config, logging, |running| async move {
         // The client of the admin API blocks.
         let _ = tokio::task::spawn_blocking(move || deploy_all(&running)).await;
     })
@@ -133,6 +133,7 @@ impl Demo {
 
 fn print_addresses(running: &Running) {
     eprintln!("\nHTTP      http://{}", running.http);
+    eprintln!("gRPC      {}", running.grpc);
     eprintln!("metrics   http://{}/metrics", running.metrics);
     eprintln!("admin     http://{} (token in {})", running.admin, running.store.display());
 }

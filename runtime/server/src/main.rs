@@ -9,10 +9,12 @@ mod control;
 mod demo;
 mod device;
 mod embedded;
+mod grpc;
 mod hooks;
 mod http;
 mod metrics;
 mod net;
+mod plane;
 mod reload;
 mod serve;
 mod status;
@@ -21,6 +23,8 @@ use anyhow::Result;
 use clap::Parser;
 use cli::args::{Cli, Command, ListenArgs, ServeArgs};
 use config::{Overrides, Raw, Resolved};
+use mortise_types::Error;
+use plane::logging::LogControl;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -54,11 +58,11 @@ fn run_server(args: &ServeArgs) -> Result<()> {
         None => cli::client::default_store_dir()?,
     };
     let config = Resolved::new(&raw, store)?;
-    start_logging(&config.log);
-    serve::run(config, |running| async move {
+    let logging = start_logging(&config.log);
+    serve::run(config, logging, |running| async move {
         eprintln!(
-            "serving on http://{}, metrics on http://{}/metrics",
-            running.http, running.metrics
+            "serving on http://{} and grpc://{}, metrics on http://{}/metrics",
+            running.http, running.grpc, running.metrics
         );
         eprintln!("admin API on http://{}, store in {}", running.admin, running.store.display());
         eprintln!(
@@ -74,6 +78,7 @@ fn settings(file: Option<&Path>, listen: &ListenArgs) -> Result<Raw> {
     let overrides = Overrides {
         host: listen.host.clone(),
         http_port: listen.http_port,
+        grpc_port: listen.grpc_port,
         metrics_port: listen.metrics_port,
         admin_port: listen.admin_port,
         device: listen.device.clone(),
@@ -83,12 +88,21 @@ fn settings(file: Option<&Path>, listen: &ListenArgs) -> Result<Raw> {
 }
 
 /// Logs go to stderr; stdout belongs to the ready line. `MORTISE_LOG` wins
-/// over the configuration.
-fn start_logging(default: &str) {
-    let filter = EnvFilter::try_from_env("MORTISE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// over the configuration. What is logged can be changed through what returns.
+fn start_logging(default: &str) -> LogControl {
+    let given = std::env::var("MORTISE_LOG").ok();
+    let given = given.filter(|text| EnvFilter::try_new(text).is_ok());
+    let filter = given.as_deref().unwrap_or(default);
+    let builder = tracing_subscriber::fmt()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        .init();
+        .with_env_filter(EnvFilter::new(filter))
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    let apply = move |filter: &str| {
+        let failed = |error| Error::internal(format!("cannot change the log: {error}"));
+        handle.reload(EnvFilter::new(filter)).map_err(failed)
+    };
+    LogControl::new(filter, Box::new(apply))
 }

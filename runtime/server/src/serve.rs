@@ -5,8 +5,11 @@ use crate::app::{App, Shutdown};
 use crate::cli::client::ADMIN_FILE;
 use crate::config::Resolved;
 use crate::control;
+use crate::grpc::{self, GrpcServer};
 use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
+use crate::plane::Plane;
+use crate::plane::logging::LogControl;
 use crate::{device, embedded, http, reload};
 use anyhow::{Context, Result};
 use mortise_deploy::{DeployConfig, Deployer, lower_priority};
@@ -28,6 +31,7 @@ const COMPILE_COMMAND: &str = "__compile-plugin";
 #[derive(Clone)]
 pub(crate) struct Running {
     pub(crate) http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) token: String,
@@ -39,7 +43,11 @@ pub(crate) struct Running {
 ///
 /// # Errors
 /// When the store is in use, a port is taken, or a directory cannot be used.
-pub(crate) fn run<F>(config: Resolved, on_ready: impl FnOnce(Running) -> F) -> Result<()>
+pub(crate) fn run<F>(
+    config: Resolved,
+    logging: LogControl,
+    on_ready: impl FnOnce(Running) -> F,
+) -> Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -51,7 +59,7 @@ where
         .build()
         .context("cannot start the runtime")?;
     let shutdown_timeout = config.shutdown_timeout;
-    let outcome = runtime.block_on(serve(config, on_ready));
+    let outcome = runtime.block_on(serve(config, logging, on_ready));
     // What still runs past its time must not keep the process.
     runtime.shutdown_timeout(shutdown_timeout.min(std::time::Duration::from_secs(1)));
     outcome
@@ -66,7 +74,11 @@ fn one_rayon_thread() -> Result<()> {
         .context("cannot set up rayon's global pool")
 }
 
-async fn serve<F>(config: Resolved, on_ready: impl FnOnce(Running) -> F) -> Result<()>
+async fn serve<F>(
+    config: Resolved,
+    logging: LogControl,
+    on_ready: impl FnOnce(Running) -> F,
+) -> Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -81,7 +93,15 @@ where
 
     let (trigger, shutdown) = Shutdown::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(http::serve_http(listeners.http, app.clone(), shutdown.clone()));
+    let plane = Arc::new(Plane::new(app.clone(), Arc::new(logging)));
+    tasks.spawn(http::serve_http(listeners.http, app.clone(), plane.clone(), shutdown.clone()));
+    let grpc_server = GrpcServer::new(plane, config.grpc.clone(), shutdown.clone())?;
+    tasks.spawn(grpc::serve_grpc(
+        listeners.grpc,
+        app.tls.clone(),
+        Arc::new(grpc_server),
+        shutdown.clone(),
+    ));
     tasks.spawn(control::serve(listeners.admin, admin, shutdown.clone()));
     let metrics = Arc::new(Metrics { app: app.clone() });
     tasks.spawn(control::serve(listeners.metrics, metrics, shutdown));
@@ -146,9 +166,10 @@ fn host(config: &Resolved) -> Result<Arc<Host>> {
     Ok(Host::new(settings)?)
 }
 
-/// The sockets of the three planes.
+/// The sockets of the planes.
 struct Listeners {
     http: TcpListener,
+    grpc: TcpListener,
     metrics: TcpListener,
     admin: TcpListener,
 }
@@ -157,6 +178,7 @@ impl Listeners {
     async fn bind(config: &Resolved) -> Result<Self> {
         Ok(Self {
             http: bind("http.address", config.http.address).await?,
+            grpc: bind("grpc.address", config.grpc.address).await?,
             metrics: bind("metrics.address", config.metrics_address).await?,
             admin: bind("admin.address", config.admin.address).await?,
         })
@@ -165,6 +187,7 @@ impl Listeners {
     fn running(&self, store: &Path, token: &Token) -> Result<Running> {
         Ok(Running {
             http: self.http.local_addr()?,
+            grpc: self.grpc.local_addr()?,
             metrics: self.metrics.local_addr()?,
             admin: self.admin.local_addr()?,
             token: token.as_str().to_string(),
@@ -191,6 +214,7 @@ impl Running {
     fn addresses(&self) -> Value {
         json!({
             "http": self.http.to_string(),
+            "grpc": self.grpc.to_string(),
             "metrics": self.metrics.to_string(),
             "admin": self.admin.to_string(),
         })
@@ -207,6 +231,7 @@ impl AdminFileGuard {
         let contents = json!({
             "admin": format!("http://{}", running.admin),
             "http": format!("http://{}", running.http),
+            "grpc": running.grpc.to_string(),
             "metrics": format!("http://{}", running.metrics),
             "token": running.token,
             "pid": std::process::id(),

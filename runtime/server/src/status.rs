@@ -1,7 +1,10 @@
-//! What each kind of error is called in HTTP. The only place that decides it.
+//! What each kind of error is called in HTTP and in gRPC. The only place that
+//! decides it.
 
 use http::StatusCode;
 use mortise_types::{Error, ErrorKind};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
 
 /// The status of an error of `kind`.
 pub(crate) fn http_status(kind: ErrorKind) -> StatusCode {
@@ -17,6 +20,33 @@ pub(crate) fn http_status(kind: ErrorKind) -> StatusCode {
         // A kind added later is ours to explain, not the client's to repair.
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
+}
+
+/// The gRPC code of an error of `kind`.
+pub(crate) fn grpc_code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::InvalidInput => Code::InvalidArgument,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::TooLarge | ErrorKind::RateLimited => Code::ResourceExhausted,
+        ErrorKind::Forbidden => Code::PermissionDenied,
+        ErrorKind::Conflict => Code::Aborted,
+        ErrorKind::Overloaded | ErrorKind::NotReady => Code::Unavailable,
+        ErrorKind::Deadline => Code::DeadlineExceeded,
+        // A kind added later is ours to explain, not the client's to repair.
+        _ => Code::Internal,
+    }
+}
+
+/// An error as a gRPC status, which says when to try again where that helps.
+pub(crate) fn grpc_status(error: &Error) -> Status {
+    let mut status = Status::new(grpc_code(error.kind()), error.message());
+    let again = error.retry_after().map(|after| u64::try_from(after.as_millis()));
+    let again = again.and_then(Result::ok).or(retry_after_s(error.kind()).map(|s| s * 1_000));
+    if let Some(ms) = again {
+        status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from(ms));
+    }
+    status
 }
 
 /// After how many seconds another try makes sense, for the kinds where it does.
@@ -38,22 +68,23 @@ mod tests {
 
     #[test]
     fn every_kind_has_its_status() {
-        for (kind, status, retries) in [
-            (ErrorKind::InvalidInput, 400, false),
-            (ErrorKind::Unsupported, 400, false),
-            (ErrorKind::NotFound, 404, false),
-            (ErrorKind::TooLarge, 413, false),
-            (ErrorKind::Forbidden, 403, false),
-            (ErrorKind::Conflict, 409, false),
-            (ErrorKind::Overloaded, 503, true),
-            (ErrorKind::RateLimited, 429, true),
-            (ErrorKind::NotReady, 503, true),
-            (ErrorKind::Deadline, 504, false),
-            (ErrorKind::LimitExceeded, 500, false),
-            (ErrorKind::PluginFailed, 500, false),
-            (ErrorKind::Internal, 500, false),
+        for (kind, status, code, retries) in [
+            (ErrorKind::InvalidInput, 400, Code::InvalidArgument, false),
+            (ErrorKind::Unsupported, 400, Code::Unimplemented, false),
+            (ErrorKind::NotFound, 404, Code::NotFound, false),
+            (ErrorKind::TooLarge, 413, Code::ResourceExhausted, false),
+            (ErrorKind::Forbidden, 403, Code::PermissionDenied, false),
+            (ErrorKind::Conflict, 409, Code::Aborted, false),
+            (ErrorKind::Overloaded, 503, Code::Unavailable, true),
+            (ErrorKind::RateLimited, 429, Code::ResourceExhausted, true),
+            (ErrorKind::NotReady, 503, Code::Unavailable, true),
+            (ErrorKind::Deadline, 504, Code::DeadlineExceeded, false),
+            (ErrorKind::LimitExceeded, 500, Code::Internal, false),
+            (ErrorKind::PluginFailed, 500, Code::Internal, false),
+            (ErrorKind::Internal, 500, Code::Internal, false),
         ] {
             assert_eq!(http_status(kind).as_u16(), status, "{kind:?}");
+            assert_eq!(grpc_code(kind), code, "{kind:?}");
             assert_eq!(retry_after_s(kind).is_some(), retries, "{kind:?}");
         }
     }
@@ -62,6 +93,8 @@ mod tests {
     fn an_error_may_know_when_to_retry() {
         let error = Error::rate_limited("slower").with_retry_after(Duration::from_millis(2_100));
         assert_eq!(error_retry_after_s(&error), Some(3));
+        let status = grpc_status(&error);
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "2100");
         assert_eq!(error_retry_after_s(&Error::overloaded("full")), Some(1));
         assert_eq!(error_retry_after_s(&Error::invalid("no")), None);
     }

@@ -28,6 +28,6 @@ pub use describe::{
 pub use fuzz::fuzz_decode;
 pub use limits::WireLimits;
 pub use parameters::{Parameter, Parameters, Sequence, SequenceId, short_text};
-pub use reply::{Encoded, InferReply, encode_infer};
+pub use reply::{Encoded, InferReply, encode_generated, encode_infer};
 pub use request::{InferRequest, NamedTensor, RequestedOutput, Tensors, decode_infer};
 pub use shared::{NoSharedMemory, RegionSlice, SharedInput, SharedMemory, SliceDraft};

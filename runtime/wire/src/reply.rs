@@ -1,7 +1,7 @@
 use crate::binary;
 use crate::classify;
 use crate::request::{InferRequest, RequestedOutput};
-use crate::shared::{RegionSlice, SharedMemory};
+use crate::shared::SharedMemory;
 use bytes::Bytes;
 use mortise_types::{DType, Element, Error, Result, Tensor};
 use std::borrow::Cow;
@@ -90,6 +90,40 @@ fn write_origin(json: &mut Vec<u8>, version: u64, variant: &str) {
     json.push(b'}');
 }
 
+/// Encodes a reply for the generate extension: outputs as members of one JSON
+/// object, those of one element without brackets.
+///
+/// # Errors
+/// As [`encode_infer`] for JSON.
+pub fn encode_generated(reply: &InferReply<'_>, id: Option<&str>) -> Result<Bytes> {
+    let mut json = Vec::with_capacity(json_capacity(reply));
+    json.push(b'{');
+    if let Some(id) = id {
+        json.extend_from_slice(b"\"id\":");
+        write_string(&mut json, id);
+        json.push(b',');
+    }
+    json.extend_from_slice(b"\"model_name\":");
+    write_string(&mut json, reply.model_name);
+    json.extend_from_slice(b",\"model_version\":\"");
+    json.extend_from_slice(itoa::Buffer::new().format(reply.model_version).as_bytes());
+    json.push(b'"');
+    for (name, tensor) in reply.outputs {
+        json.push(b',');
+        write_string(&mut json, name);
+        json.push(b':');
+        let start = json.len();
+        write_data(&mut json, tensor)
+            .map_err(|error| error.context(format_args!("output \"{name}\"")))?;
+        if tensor.len() == 1 {
+            json.remove(start);
+            json.pop();
+        }
+    }
+    json.push(b'}');
+    Ok(json.into())
+}
+
 fn assemble(mut json: Vec<u8>, binaries: Vec<Bytes>) -> Encoded {
     let header_length = (!binaries.is_empty()).then_some(json.len());
     if binaries.iter().map(Bytes::len).sum::<usize>() <= COPY_BELOW_BYTES {
@@ -134,9 +168,9 @@ fn write_output(
     json.extend_from_slice(b"\",\"shape\":");
     write_integers(json, tensor.shape().iter().map(|&dim| dim as u64));
     if let Some(slice) = wish.and_then(|wish| wish.shared.as_ref()) {
-        let binary = binary::encode(&tensor)?;
-        memory.write(slice, &binary)?;
-        write_shared(json, slice, binary.len());
+        // The client said where it goes, and is not told again: Triton's C++
+        // client takes parameters of an output for those of binary data.
+        memory.write(slice, &binary::encode(&tensor)?)?;
     } else if wish.and_then(|wish| wish.binary).unwrap_or(request.binary_output_default) {
         let binary = binary::encode(&tensor)?;
         json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
@@ -149,17 +183,6 @@ fn write_output(
     }
     json.push(b'}');
     Ok(())
-}
-
-/// Says where in shared memory the output is, and how long.
-fn write_shared(json: &mut Vec<u8>, slice: &RegionSlice, bytes: usize) {
-    json.extend_from_slice(b",\"parameters\":{\"shared_memory_region\":");
-    write_string(json, &slice.region);
-    json.extend_from_slice(b",\"shared_memory_offset\":");
-    json.extend_from_slice(itoa::Buffer::new().format(slice.offset).as_bytes());
-    json.extend_from_slice(b",\"shared_memory_byte_size\":");
-    json.extend_from_slice(itoa::Buffer::new().format(bytes).as_bytes());
-    json.push(b'}');
 }
 
 /// The elements as one flat JSON array.

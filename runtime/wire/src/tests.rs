@@ -456,9 +456,9 @@ fn tensors_in_shared_memory() {
     let x = request.inputs.remove(0);
     assert_eq!(x.tensor.as_slice::<f32>().unwrap(), [1.0]);
     let outputs = [(x.name, x.tensor)];
-    let reply = InferReply { model_name: "m", model_version: 1, outputs: &outputs };
+    let reply = InferReply { model_name: "m", model_version: 1, variant: None, outputs: &outputs };
     let encoded = encode_infer(&reply, &request, &memory).unwrap().segments.concat();
-    let want = r#""shape":[1],"parameters":{"shared_memory_region":"r","shared_memory_offset":8,"shared_memory_byte_size":4}}]}"#;
+    let want = r#""shape":[1]}]}"#;
     assert!(encoded.ends_with(want.as_bytes()), "{}", String::from_utf8_lossy(&encoded));
     assert_eq!(memory.0.lock().unwrap()[8..12], 1f32.to_le_bytes());
     let mut refused = json(&body).unwrap();
@@ -601,6 +601,18 @@ fn replies_spell_what_was_asked() {
         r#"{"id":"7","model_name":"m","model_version":"2","outputs":[{"name":"scores","datatype":"BYTES","shape":[1,2],"parameters":{"binary_data_size":29}}]}"#
     );
     assert_eq!(tail, b"\x0a\0\0\x000.100000:0\x0b\0\0\x00-0.000000:2");
+}
+
+#[test]
+fn generated_replies_are_plain() {
+    let one = Tensor::from_strings(&[1, 1], ["a"].into_iter().collect()).unwrap();
+    let two = Tensor::from_vec(&[2], vec![1i64, -2]).unwrap();
+    let outputs = [("text".to_owned(), one), ("n".to_owned(), two)];
+    let reply = InferReply { model_name: "m", model_version: 2, variant: None, outputs: &outputs };
+    assert_eq!(
+        encode_generated(&reply, Some("7")).unwrap(),
+        br#"{"id":"7","model_name":"m","model_version":"2","text":"a","n":[1,-2]}"#.as_slice()
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::workspace::{Package, Workspace};
 const EDGES: &[(&str, &[&str])] = &[
     ("mortise-types", &[]),
     ("mortise-wire", &["mortise-types"]),
+    ("mortise-grpc-proto", &["mortise-wire", "mortise-types"]),
     ("mortise-graph", &["mortise-types"]),
     ("mortise-observe", &["mortise-types"]),
     ("mortise-host", &["mortise-types"]),
@@ -44,6 +45,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "mortise-gpu",
             "mortise-observe",
             "mortise-wire",
+            "mortise-grpc-proto",
             "mortise-types",
         ],
     ),
@@ -54,6 +56,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "mortise-tests",
         &[
             "mortise-wire",
+            "mortise-grpc-proto",
             "mortise-compute",
             "mortise-graph",
             "mortise-types",
@@ -80,6 +83,9 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rten-gemm", &["mortise-compute"]),
     ("rten-simd", &["mortise-compute"]),
     ("rten-vecmath", &["mortise-compute"]),
+    ("prost", &["mortise-grpc-proto"]),
+    ("protox", &["mortise-grpc-proto"]),
+    ("tonic", &["mortise-grpc-proto", "mortise-server"]),
     ("rusqlite", &["mortise-deploy"]),
     ("hyper", &["mortise-server", "mortise-tests"]),
     ("hyper-util", &["mortise-server", "mortise-tests"]),

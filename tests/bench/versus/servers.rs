@@ -165,7 +165,7 @@ fn mortise(_: &[Model]) -> Result<Peer> {
     admin.deploy("addsub", &Deployment::onnx(onnx::add_sub(16)))?;
     Ok(Peer {
         http: server.http,
-        grpc: None,
+        grpc: Some(server.grpc),
         is_protocol: true,
         target: protocol_request,
         tells_batch: true,

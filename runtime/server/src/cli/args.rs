@@ -66,6 +66,9 @@ pub(crate) struct ListenArgs {
     /// Port of the data plane; 0 takes a free one.
     #[arg(long, value_name = "PORT")]
     pub(crate) http_port: Option<u16>,
+    /// Port of the data plane over gRPC; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) grpc_port: Option<u16>,
     /// Port of the metrics; 0 takes a free one.
     #[arg(long, value_name = "PORT")]
     pub(crate) metrics_port: Option<u16>,
@@ -81,7 +84,7 @@ pub(crate) struct ListenArgs {
 #[command(after_help = "\
 Examples:
   mortise serve --config mortise.toml --store ./store
-  mortise serve --http-port 0 --metrics-port 0 --admin-port 0
+  mortise serve --http-port 0 --grpc-port 0 --metrics-port 0 --admin-port 0
   mortise serve --print-config > mortise.toml
 
 The first line on stdout is JSON with the chosen addresses.")]

@@ -6,7 +6,7 @@ mod resolved;
 mod unknown;
 
 pub(crate) use raw::Raw;
-pub(crate) use resolved::{HttpSettings, Overrides, Resolved, TlsSettings};
+pub(crate) use resolved::{GrpcSettings, HttpSettings, Overrides, Resolved, TlsSettings};
 
 use anyhow::{Context, Result};
 use std::path::Path;

@@ -40,6 +40,8 @@ struct SectionDocs {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Raw {
     pub(crate) http: Http,
+    pub(crate) grpc: Grpc,
+    pub(crate) shared_memory: SharedMemory,
     pub(crate) tls: Tls,
     pub(crate) auth: Auth,
     pub(crate) metrics: Metrics,
@@ -75,6 +77,47 @@ section! {
         max_connections: u64 = 4_096,
         /// Whether clients may load and unload models on the data port.
         repository_control: bool = false,
+        /// Whether clients may change log and trace settings on the data port.
+        settings_control: bool = false,
+    }
+}
+
+section! {
+    /// The data plane over gRPC. What clients may change is set under `http`.
+    Grpc {
+        /// Where to listen. Port 0 takes a free one.
+        address: String = "127.0.0.1:8001".to_string(),
+        /// Largest message, after decompression.
+        max_message_bytes: u64 = 64 << 20,
+        /// Time for one request, from its headers to the answer; a client's
+        /// own deadline counts when it is earlier.
+        request_timeout_ms: u64 = 30_000,
+        /// Time for a new connection to begin with HTTP/2, that for TLS
+        /// included.
+        handshake_timeout_ms: u64 = 10_000,
+        /// Connections open at once; more wait to be accepted, and the one that
+        /// has been idle the longest, but a second at least, is closed for them.
+        max_connections: u64 = 4_096,
+        /// Calls and streams that one connection may have open at once.
+        max_concurrent_calls: u64 = 256,
+        /// How often a silent client is asked whether it is still there.
+        keepalive_interval_ms: u64 = 30_000,
+        /// How long it may take to say so.
+        keepalive_timeout_ms: u64 = 10_000,
+    }
+}
+
+section! {
+    /// System shared memory through which clients on this machine may pass
+    /// tensors.
+    SharedMemory {
+        /// What the keys of clients must begin with, as in "/mortise-". Empty
+        /// switches shared memory off.
+        prefix: String = String::new(),
+        /// Regions registered at once.
+        max_regions: u64 = 64,
+        /// Largest region.
+        max_region_bytes: u64 = 1 << 30,
     }
 }
 
@@ -255,6 +298,8 @@ impl Raw {
     pub(crate) fn to_documented_toml(&self) -> String {
         let sections = [
             ("http", Http::DOCS),
+            ("grpc", Grpc::DOCS),
+            ("shared_memory", SharedMemory::DOCS),
             ("tls", Tls::DOCS),
             ("auth", Auth::DOCS),
             ("metrics", Metrics::DOCS),

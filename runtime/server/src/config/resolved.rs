@@ -1,5 +1,7 @@
 use super::raw::{self, Raw};
 use crate::device::DeviceChoice;
+use crate::plane::Permits;
+use crate::plane::regions::RegionSettings;
 use anyhow::{Context, Result, bail};
 use mortise_deploy::DeployLimits;
 use mortise_host::{CompileLimits, PluginLimits};
@@ -16,6 +18,10 @@ pub(crate) struct Resolved {
     pub(crate) tls: Option<TlsSettings>,
     /// File of the clients that may use the data plane; everybody without one.
     pub(crate) api_keys: Option<PathBuf>,
+    pub(crate) grpc: GrpcSettings,
+    pub(crate) shared_memory: RegionSettings,
+    /// What clients may do on the data ports.
+    pub(crate) permits: Permits,
     pub(crate) metrics_address: SocketAddr,
     pub(crate) admin: AdminSettings,
     pub(crate) serving: ServeConfig,
@@ -44,8 +50,23 @@ pub(crate) struct HttpSettings {
     pub(crate) max_connections: usize,
     /// How long connections are still taken when the server stops.
     pub(crate) drain_delay: Duration,
-    /// Whether load and unload work on the data port.
-    pub(crate) repository_control: bool,
+}
+
+/// The data plane over gRPC.
+#[derive(Clone, Debug)]
+pub(crate) struct GrpcSettings {
+    pub(crate) address: SocketAddr,
+    /// Largest message, after decompression.
+    pub(crate) max_message_bytes: usize,
+    pub(crate) request_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) max_connections: usize,
+    /// Calls of one connection.
+    pub(crate) max_concurrent_calls: u32,
+    pub(crate) keepalive_interval: Duration,
+    pub(crate) keepalive_timeout: Duration,
+    /// How long connections are still taken when the server stops.
+    pub(crate) drain_delay: Duration,
 }
 
 /// TLS of the data plane.
@@ -99,9 +120,10 @@ pub(crate) struct CompileSettings {
 /// What the command line sets over the file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
-    /// Replaces the host of all three addresses.
+    /// Replaces the host of all addresses.
     pub(crate) host: Option<String>,
     pub(crate) http_port: Option<u16>,
+    pub(crate) grpc_port: Option<u16>,
     pub(crate) metrics_port: Option<u16>,
     pub(crate) admin_port: Option<u16>,
     pub(crate) device: Option<String>,
@@ -112,6 +134,7 @@ impl Overrides {
     pub(crate) fn apply(&self, raw: &mut Raw) {
         let changes = [
             (&mut raw.http.address, self.http_port),
+            (&mut raw.grpc.address, self.grpc_port),
             (&mut raw.metrics.address, self.metrics_port),
             (&mut raw.admin.address, self.admin_port),
         ];
@@ -144,7 +167,16 @@ impl Resolved {
                 max_buffered_body_bytes: raw.http.max_buffered_body_bytes as usize,
                 max_connections: raw.http.max_connections as usize,
                 drain_delay: Duration::from_millis(raw.server.drain_delay_ms),
+            },
+            grpc: grpc(raw)?,
+            shared_memory: RegionSettings {
+                prefix: raw.shared_memory.prefix.clone(),
+                max_regions: raw.shared_memory.max_regions as usize,
+                max_region_bytes: raw.shared_memory.max_region_bytes,
+            },
+            permits: Permits {
                 repository_control: raw.http.repository_control,
+                settings_control: raw.http.settings_control,
             },
             tls: TlsSettings::new(&raw.tls)?,
             api_keys: path(&raw.auth.api_keys),
@@ -170,6 +202,22 @@ impl Resolved {
             log: raw.server.log.clone(),
         })
     }
+}
+
+fn grpc(raw: &Raw) -> Result<GrpcSettings> {
+    let drain_delay = Duration::from_millis(raw.server.drain_delay_ms);
+    let raw = &raw.grpc;
+    Ok(GrpcSettings {
+        address: address("grpc.address", &raw.address)?,
+        max_message_bytes: raw.max_message_bytes as usize,
+        request_timeout: Duration::from_millis(raw.request_timeout_ms),
+        handshake_timeout: Duration::from_millis(raw.handshake_timeout_ms),
+        max_connections: raw.max_connections as usize,
+        max_concurrent_calls: u32::try_from(raw.max_concurrent_calls).unwrap_or(u32::MAX),
+        keepalive_interval: Duration::from_millis(raw.keepalive_interval_ms),
+        keepalive_timeout: Duration::from_millis(raw.keepalive_timeout_ms),
+        drain_delay,
+    })
 }
 
 fn serving(raw: &Raw) -> ServeConfig {
@@ -260,6 +308,15 @@ fn refuse_zeros(raw: &Raw) -> Result<()> {
         ("http.max_header_bytes", raw.http.max_header_bytes),
         ("http.max_buffered_body_bytes", raw.http.max_buffered_body_bytes),
         ("http.max_connections", raw.http.max_connections),
+        ("grpc.max_message_bytes", raw.grpc.max_message_bytes),
+        ("grpc.request_timeout_ms", raw.grpc.request_timeout_ms),
+        ("grpc.handshake_timeout_ms", raw.grpc.handshake_timeout_ms),
+        ("grpc.max_connections", raw.grpc.max_connections),
+        ("grpc.max_concurrent_calls", raw.grpc.max_concurrent_calls),
+        ("grpc.keepalive_interval_ms", raw.grpc.keepalive_interval_ms),
+        ("grpc.keepalive_timeout_ms", raw.grpc.keepalive_timeout_ms),
+        ("shared_memory.max_regions", raw.shared_memory.max_regions),
+        ("shared_memory.max_region_bytes", raw.shared_memory.max_region_bytes),
         ("admin.max_pending_uploads", raw.admin.max_pending_uploads),
         ("serving.max_endpoint_requests", raw.serving.max_endpoint_requests),
         ("serving.max_admitted_bytes", raw.serving.max_admitted_bytes),

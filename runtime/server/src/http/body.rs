@@ -1,5 +1,6 @@
 use super::encoding;
 use super::{DataPlane, reply};
+use crate::plane::{is_large, off_worker};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
@@ -14,10 +15,6 @@ use tokio::time::Instant;
 /// is done sending and sees the reply instead of a reset.
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Work on more bytes than this leaves the thread that serves connections:
-/// about a tenth of a millisecond of decoding.
-const LARGE_BYTES: usize = 64 * 1024;
 
 /// What bodies of requests being received hold together, with a bound.
 pub(super) struct BodyBudget {
@@ -153,27 +150,6 @@ async fn discard(mut body: Incoming) {
     };
     // However it ends, the reply has been on its way for a while.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, read_on).await;
-}
-
-/// Whether work on `bytes` is too long for a thread that serves connections.
-pub(super) fn is_large(bytes: usize) -> bool {
-    bytes > LARGE_BYTES
-}
-
-/// Runs `work` here, or on a thread that may block when it is `heavy`.
-///
-/// # Errors
-/// `Internal` when the work panicked.
-pub(super) async fn off_worker<T: Send + 'static>(
-    heavy: bool,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
-    if !heavy {
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::internal(format!("a background task failed: {error}")))
 }
 
 /// Compresses a reply's body when the client accepts that and it pays.

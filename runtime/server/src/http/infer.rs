@@ -1,18 +1,17 @@
 use super::DataPlane;
-use super::body::{self, is_large, off_worker};
+use super::body;
 use super::encoding;
 use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
 use crate::auth::Client;
+use crate::plane::infer::{Asked, Origin};
+use crate::plane::regions::Regions;
+use crate::plane::{is_large, off_worker};
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
-use mortise_serve::{InferAnswer, InferCall, RequestFacts, Revision, SequenceId, SequenceStep};
+use mortise_serve::{InferAnswer, Revision};
 use mortise_types::{Error, Result, Signature, Tensor};
-use mortise_wire::{
-    Encoded, InferReply, InferRequest, Parameter, Parameters, Sequence, decode_infer, encode_infer,
-};
-use std::borrow::Cow;
+use mortise_wire::{Encoded, InferReply, InferRequest, decode_infer, encode_infer};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,47 +47,11 @@ pub(super) async fn infer(
     }
 }
 
-/// The version that answered, and what it is called among those that share the
-/// traffic.
-const VERSION: HeaderName = HeaderName::from_static("mortise-version");
-const VARIANT: HeaderName = HeaderName::from_static("mortise-variant");
-
-/// Which version answered.
-struct Origin {
-    version: u64,
-    variant: Arc<str>,
-}
-
-/// What routers may look at in a request over HTTP.
-struct Facts<'a> {
-    headers: &'a HeaderMap,
-    parameters: &'a Parameters,
-}
-
-impl RequestFacts for Facts<'_> {
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        self.headers.get(name).map(HeaderValue::as_bytes)
-    }
-
-    fn parameter(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let text = |text: String| Some(Cow::Owned(text.into_bytes()));
-        match self.parameters.get(name)? {
-            Parameter::String(value) => Some(Cow::Borrowed(value.as_bytes())),
-            Parameter::Bool(value) => text(value.to_string()),
-            Parameter::Integer(value) => text(value.to_string()),
-            Parameter::Float(value) => text(value.to_string()),
-        }
-    }
-}
-
 fn success(encoded: Encoded, origin: &Origin) -> Reply {
     let content_type = if encoded.header_length.is_some() { BINARY } else { JSON };
     let mut reply = Response::new(Body::segments(encoded.segments));
     reply.headers_mut().insert(header::CONTENT_TYPE, content_type);
-    reply.headers_mut().insert(VERSION, origin.version.into());
-    if let Ok(variant) = HeaderValue::from_str(&origin.variant) {
-        reply.headers_mut().insert(VARIANT, variant);
-    }
+    origin.write(reply.headers_mut());
     if let Some(length) = encoded.header_length {
         reply.headers_mut().insert(HEADER_LENGTH, length.into());
     }
@@ -105,42 +68,16 @@ async fn respond(
     let latest = arrived + plane.settings.request_timeout;
     let (head, body) = request.into_parts();
     let body = body::read(plane, &head.headers, body, latest.into()).await?;
-    let endpoint = plane
-        .registry
-        .endpoint(name)
-        .ok_or_else(|| Error::not_found(format!("unknown model \"{name}\"")))?;
+    let endpoint = plane.endpoint(name)?;
     let header_length = header_length(&head.headers)?;
     // Only a raw request takes its shape from the model.
     let live = (header_length == Some(0)).then(|| endpoint.live()).flatten();
     let mut request = decode(plane, body, header_length, live).await?;
-    let inputs = std::mem::take(&mut request.inputs);
-    let sequence = request.sequence.take().map(sequence_step);
-    let outputs = request.outputs.as_ref();
-    let facts = Facts { headers: &head.headers, parameters: &request.parameters };
-    let call = InferCall {
-        endpoint: name,
-        version,
-        inputs: inputs.into_iter().map(|input| (input.name, input.tensor)).collect(),
-        outputs: outputs.map(|list| list.iter().map(|output| output.name.clone()).collect()),
-        arrived: Some(arrived),
-        deadline: Some(latest),
-        timeout: request.timeout,
-        priority: request.priority,
-        sequence,
-        facts: Some(&facts),
-        client_key: client.as_ref().map(|client| &*client.0),
-    };
-    let answer = plane.registry.infer(call).await?;
-    let origin = Origin { version: answer.revision.version(), variant: answer.variant.clone() };
-    Ok((encode(name, answer, request).await?, origin))
-}
-
-fn sequence_step(sequence: Sequence) -> SequenceStep {
-    let id = match sequence.id {
-        mortise_wire::SequenceId::Number(number) => SequenceId::Number(number),
-        mortise_wire::SequenceId::Text(text) => SequenceId::Text(text),
-    };
-    SequenceStep { id, start: sequence.start, end: sequence.end }
+    let asked =
+        Asked { name, version, arrived, latest, headers: &head.headers, client: client.as_ref() };
+    let answer = plane.infer(asked, &mut request).await?;
+    let origin = Origin::of(&answer);
+    Ok((encode(plane, name, answer, request).await?, origin))
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
@@ -172,21 +109,31 @@ async fn decode(
     .await?
 }
 
-async fn encode(name: &str, answer: InferAnswer, request: InferRequest) -> Result<Encoded> {
+async fn encode(
+    plane: &DataPlane,
+    name: &str,
+    answer: InferAnswer,
+    request: InferRequest,
+) -> Result<Encoded> {
     let elements: usize = answer.outputs.iter().map(|(_, tensor): &(_, Tensor)| tensor.len()).sum();
     if elements <= MANY_ELEMENTS {
-        return encode_now(name, &answer, &request);
+        return encode_now(name, &answer, &request, &plane.regions);
     }
-    let name = name.to_owned();
-    off_worker(true, move || encode_now(&name, &answer, &request)).await?
+    let (name, regions) = (name.to_owned(), plane.regions.clone());
+    off_worker(true, move || encode_now(&name, &answer, &request, &regions)).await?
 }
 
-fn encode_now(name: &str, answer: &InferAnswer, request: &InferRequest) -> Result<Encoded> {
+fn encode_now(
+    name: &str,
+    answer: &InferAnswer,
+    request: &InferRequest,
+    regions: &Regions,
+) -> Result<Encoded> {
     let reply = InferReply {
         model_name: name,
         model_version: answer.revision.version(),
         variant: Some(&answer.variant),
         outputs: &answer.outputs,
     };
-    encode_infer(&reply, request)
+    encode_infer(&reply, request, regions)
 }

@@ -39,7 +39,7 @@ pub(super) async fn serve(
         max_connections: settings.max_connections,
         tls,
         drain_delay: settings.drain_delay,
-        counters: plane.observer.http.clone(),
+        counters: plane.observer.http.connections.clone(),
     };
     listening.run(plane, stop).await;
 }

@@ -4,82 +4,57 @@
 
 mod body;
 mod encoding;
+mod extensions;
+mod generate;
 mod infer;
 mod listen;
 mod models;
 mod reply;
 mod route;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
 use crate::app::{App, Shutdown};
-use crate::auth::ApiKeys;
 use crate::config::HttpSettings;
+use crate::plane::Plane;
 use body::BodyBudget;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use hyper::body::Incoming;
-use mortise_observe::Observer;
-use mortise_serve::Registry;
-use mortise_types::Result;
-use mortise_wire::WireLimits;
 use reply::Reply;
 use route::{ModelRoute, Route};
+use std::ops::Deref;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Serves the protocol on `listener` until the server stops, then lets the
 /// requests under way finish.
-pub(crate) async fn serve_http(listener: TcpListener, app: Arc<App>, mut shutdown: Shutdown) {
-    let plane = DataPlane {
-        registry: app.registry.clone(),
-        settings: app.config.http.clone(),
-        limits: WireLimits::default(),
-        observer: app.observer.clone(),
-        keys: app.keys.clone(),
-        body_bytes: BodyBudget::new(app.config.http.max_buffered_body_bytes),
-        control: app.clone(),
-    };
+pub(crate) async fn serve_http(
+    listener: TcpListener,
+    app: Arc<App>,
+    plane: Arc<Plane>,
+    mut shutdown: Shutdown,
+) {
+    let settings = app.config.http.clone();
+    let body_bytes = BodyBudget::new(settings.max_buffered_body_bytes);
+    let plane = DataPlane { settings, body_bytes, plane };
     let stop = async move { shutdown.requested().await };
     listen::serve(listener, app.tls.clone(), Arc::new(plane), stop).await;
 }
 
-/// What the data plane answers from.
+/// The data plane over HTTP.
 struct DataPlane {
-    registry: Arc<Registry>,
     settings: HttpSettings,
-    limits: WireLimits,
-    observer: Arc<Observer>,
-    /// Who may ask for anything but the server's health; everybody without it.
-    keys: Option<Arc<ApiKeys>>,
     body_bytes: Arc<BodyBudget>,
-    control: Arc<dyn Control>,
+    plane: Arc<Plane>,
 }
 
-/// What the data plane asks of the server around it.
-trait Control: Send + Sync {
-    fn is_ready(&self) -> bool;
+impl Deref for DataPlane {
+    type Target = Plane;
 
-    /// Blocks until the model is live.
-    fn load(&self, name: &str) -> Result<()>;
-
-    fn unload(&self, name: &str) -> Result<()>;
-}
-
-/// Who the audit log names for loads and unloads on the data port.
-const WHO: &str = "repository control on the data port";
-
-impl Control for App {
-    fn is_ready(&self) -> bool {
-        App::is_ready(self)
-    }
-
-    fn load(&self, name: &str) -> Result<()> {
-        self.deployer.load(name, WHO).map(drop)
-    }
-
-    fn unload(&self, name: &str) -> Result<()> {
-        self.deployer.unload(name, WHO).map(drop)
+    fn deref(&self) -> &Plane {
+        &self.plane
     }
 }
 
@@ -103,7 +78,8 @@ async fn dispatch(plane: &Arc<DataPlane>, request: Request<Incoming>) -> Reply {
     };
     let is_head = request.method() == Method::HEAD;
     let is_get = is_head || request.method() == Method::GET;
-    if is_get != route.is_get() || (!is_get && request.method() != Method::POST) {
+    let is_post = request.method() == Method::POST;
+    if !(is_get && route.answers_get() || is_post && route.answers_post()) {
         return reply::wrong_method(route.allow());
     }
     let client = match &plane.keys {
@@ -117,10 +93,23 @@ async fn dispatch(plane: &Arc<DataPlane>, request: Request<Incoming>) -> Reply {
         Route::Live => reply::json(LIVE),
         Route::Ready if plane.control.is_ready() => reply::json(READY),
         Route::Ready => reply::unavailable(NOT_READY),
-        Route::Server => reply::json(models::server_metadata()),
+        Route::Server => reply::json(models::server_metadata(plane)),
         Route::Model { name, version, what: ModelRoute::Infer } => {
             let target = infer::Target { name, version: version.as_deref(), client };
             infer::infer(plane, target, request).await
+        }
+        Route::Model { name, version, what: ModelRoute::Generate(kind) } => {
+            let target = infer::Target { name, version: version.as_deref(), client };
+            generate::generate(plane, target, *kind, request).await
+        }
+        Route::Model { name, version, what: ModelRoute::Statistics } => {
+            statistics::statistics(plane, Some(name), version.as_deref())
+        }
+        Route::Statistics => statistics::statistics(plane, None, None),
+        Route::Trace(model) => extensions::trace(plane, model.as_deref(), request).await,
+        Route::Logging => extensions::logging(plane, request).await,
+        Route::Region { name, what } => {
+            extensions::region(plane, name.as_deref(), *what, request).await
         }
         Route::Model { name, version, what } => {
             models::describe(plane, name, version.as_deref(), *what)

@@ -6,10 +6,41 @@ pub(super) enum Route<'a> {
     Live,
     Ready,
     Server,
-    Model { name: Cow<'a, str>, version: Option<Cow<'a, str>>, what: ModelRoute },
+    Model {
+        name: Cow<'a, str>,
+        version: Option<Cow<'a, str>>,
+        what: ModelRoute,
+    },
     Index,
     Load(Cow<'a, str>),
     Unload(Cow<'a, str>),
+    /// Statistics of all models.
+    Statistics,
+    /// Trace settings, of the server or of a model.
+    Trace(Option<Cow<'a, str>>),
+    Logging,
+    /// System shared memory: one region, or all of them.
+    Region {
+        name: Option<Cow<'a, str>>,
+        what: RegionRoute,
+    },
+}
+
+/// What is asked of a shared-memory region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RegionRoute {
+    Status,
+    Register,
+    Unregister,
+}
+
+/// How a generated answer goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Generate {
+    /// As one JSON object.
+    Whole,
+    /// As server-sent events.
+    Stream,
 }
 
 /// What is asked about a model, or of it.
@@ -19,6 +50,8 @@ pub(super) enum ModelRoute {
     Ready,
     Config,
     Infer,
+    Statistics,
+    Generate(Generate),
 }
 
 impl<'a> Route<'a> {
@@ -29,8 +62,14 @@ impl<'a> Route<'a> {
             "/health/live" => return Some(Self::Live),
             "/health/ready" => return Some(Self::Ready),
             "/repository/index" => return Some(Self::Index),
+            "/models/stats" => return Some(Self::Statistics),
+            "/trace/setting" => return Some(Self::Trace(None)),
+            "/logging" => return Some(Self::Logging),
             rest => rest,
         };
+        if let Some(rest) = rest.strip_prefix("/systemsharedmemory/") {
+            return Self::region(rest);
+        }
         if let Some(rest) = rest.strip_prefix("/models/") {
             return Self::model(rest);
         }
@@ -40,6 +79,23 @@ impl<'a> Route<'a> {
             "unload" => Some(Self::Unload(segment(name)?)),
             _ => None,
         }
+    }
+
+    fn region(rest: &'a str) -> Option<Self> {
+        let (name, action) = match rest.strip_prefix("region/") {
+            None => (None, rest),
+            Some(rest) => {
+                let (name, action) = rest.split_once('/')?;
+                (Some(segment(name)?), action)
+            }
+        };
+        let what = match action {
+            "status" => RegionRoute::Status,
+            "register" if name.is_some() => RegionRoute::Register,
+            "unregister" => RegionRoute::Unregister,
+            _ => return None,
+        };
+        Some(Self::Region { name, what })
     }
 
     fn model(rest: &'a str) -> Option<Self> {
@@ -56,18 +112,30 @@ impl<'a> Route<'a> {
             "ready" => ModelRoute::Ready,
             "config" => ModelRoute::Config,
             "infer" => ModelRoute::Infer,
+            "stats" => ModelRoute::Statistics,
+            "generate" => ModelRoute::Generate(Generate::Whole),
+            "generate_stream" => ModelRoute::Generate(Generate::Stream),
+            "trace/setting" if version.is_none() => return Some(Self::Trace(Some(segment(name)?))),
             _ => return None,
         };
         Some(Self::Model { name: segment(name)?, version, what })
     }
 
-    /// Whether it answers GET and HEAD; the others answer POST.
-    pub(super) fn is_get(&self) -> bool {
+    /// Whether it answers GET and HEAD.
+    pub(super) fn answers_get(&self) -> bool {
         match self {
-            Self::Live | Self::Ready | Self::Server => true,
-            Self::Model { what, .. } => *what != ModelRoute::Infer,
+            Self::Live | Self::Ready | Self::Server | Self::Statistics => true,
+            Self::Trace(_) | Self::Logging => true,
+            Self::Model { what, .. } => {
+                !matches!(what, ModelRoute::Infer | ModelRoute::Generate(_))
+            }
+            Self::Region { what, .. } => *what == RegionRoute::Status,
             Self::Index | Self::Load(_) | Self::Unload(_) => false,
         }
+    }
+
+    pub(super) fn answers_post(&self) -> bool {
+        !self.answers_get() || matches!(self, Self::Trace(_) | Self::Logging)
     }
 
     /// Whether it is answered without an API key: probes have none.
@@ -77,7 +145,11 @@ impl<'a> Route<'a> {
 
     /// The value of `Allow`.
     pub(super) fn allow(&self) -> &'static str {
-        if self.is_get() { "GET, HEAD" } else { "POST" }
+        match (self.answers_get(), self.answers_post()) {
+            (true, true) => "GET, HEAD, POST",
+            (true, false) => "GET, HEAD",
+            (false, _) => "POST",
+        }
     }
 }
 
@@ -118,6 +190,7 @@ mod tests {
             let version = Option::map(version, Cow::Borrowed);
             Some(Route::Model { name: Cow::Borrowed(name), version, what })
         };
+        let region = |name, what| Route::Region { name: Option::map(name, Cow::Borrowed), what };
         for (path, want) in [
             ("/v2", Some(Route::Server)),
             ("/v2/", Some(Route::Server)),
@@ -138,7 +211,25 @@ mod tests {
             ("/v2/models/", None),
             ("/v2/models//infer", None),
             ("/v2/models/m/versions//infer", None),
-            ("/v2/models/m/stats", None),
+            ("/v2/models/m/stats", model("m", None, ModelRoute::Statistics)),
+            ("/v2/models/stats", Some(Route::Statistics)),
+            ("/v2/models/m/generate", model("m", None, ModelRoute::Generate(Generate::Whole))),
+            (
+                "/v2/models/m/versions/2/generate_stream",
+                model("m", Some("2"), ModelRoute::Generate(Generate::Stream)),
+            ),
+            ("/v2/trace/setting", Some(Route::Trace(None))),
+            ("/v2/models/m/trace/setting", Some(Route::Trace(Some("m".into())))),
+            ("/v2/models/m/versions/1/trace/setting", None),
+            ("/v2/logging", Some(Route::Logging)),
+            ("/v2/systemsharedmemory/status", Some(region(None, RegionRoute::Status))),
+            (
+                "/v2/systemsharedmemory/region/r/register",
+                Some(region(Some("r"), RegionRoute::Register)),
+            ),
+            ("/v2/systemsharedmemory/unregister", Some(region(None, RegionRoute::Unregister))),
+            ("/v2/systemsharedmemory/register", None),
+            ("/v2/systemsharedmemory/region//status", None),
             ("/v2/models/m%2/infer", None),
             ("/v2/models/m%zz/infer", None),
             ("/v2/models/m%ff/infer", None),

@@ -1,84 +1,10 @@
 //! The data plane over real sockets, with models that compute nothing much.
 
 use super::*;
-use mortise_host::{PluginHealth, PluginStats};
-use mortise_serve::{CustomStage, Revision, RevisionParts, ServeConfig, Stage, StageRun};
-use mortise_types::{DType, Error, RunControl, Signature, Tensor, TensorSpec};
+use crate::plane::{Permits, testing};
 use std::io::{Read, Write};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::oneshot;
-
-/// Doubles `x`; in quarantine, or slower than any deadline, when told.
-#[derive(Default)]
-struct Doubler {
-    is_sick: bool,
-    is_slow: bool,
-}
-
-impl CustomStage for Doubler {
-    #[expect(clippy::while_immutable_condition, reason = "only the deadline ends it")]
-    fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
-        while self.is_slow {
-            control.check()?;
-        }
-        let x = inputs[0].as_slice::<f32>()?;
-        Ok(vec![Tensor::from_vec(inputs[0].shape(), x.iter().map(|x| x * 2.0).collect())?])
-    }
-
-    fn health(&self) -> PluginHealth {
-        match self.is_sick {
-            false => PluginHealth::Ready,
-            true => PluginHealth::Quarantined {
-                reason: "it trapped".into(),
-                retry_in: Duration::from_secs(1),
-            },
-        }
-    }
-
-    fn stats(&self) -> PluginStats {
-        PluginStats::default()
-    }
-}
-
-fn revision(name: &str, model: Doubler) -> Arc<Revision> {
-    let stage = Stage {
-        name: "doubler".into(),
-        digest: "sha256:d".into(),
-        signature: Signature {
-            inputs: vec![TensorSpec::new("x", DType::F32, &[-1])],
-            outputs: vec![TensorSpec::new("y", DType::F32, &[-1])],
-        },
-        run: StageRun::Custom(Arc::new(model)),
-    };
-    let parts = RevisionParts {
-        endpoint: name.into(),
-        number: 7,
-        version: 3,
-        options: mortise_serve::ServingOptions::default(),
-        stages: vec![stage],
-        created: SystemTime::UNIX_EPOCH,
-    };
-    Arc::new(Revision::new(parts).unwrap())
-}
-
-struct FakeControl;
-
-impl Control for FakeControl {
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    fn load(&self, name: &str) -> Result<()> {
-        match name {
-            "m" => Ok(()),
-            _ => Err(Error::not_found(format!("nothing was deployed as \"{name}\""))),
-        }
-    }
-
-    fn unload(&self, _: &str) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// A running data plane; stops when dropped.
 struct Server {
@@ -89,6 +15,10 @@ struct Server {
 }
 
 fn serve(change: impl FnOnce(&mut HttpSettings)) -> Server {
+    serve_with(change, Permits::default())
+}
+
+fn serve_with(change: impl FnOnce(&mut HttpSettings), permits: Permits) -> Server {
     let mut settings = HttpSettings {
         address: ([127, 0, 0, 1], 0).into(),
         max_body_bytes: 4096,
@@ -99,23 +29,12 @@ fn serve(change: impl FnOnce(&mut HttpSettings)) -> Server {
         max_buffered_body_bytes: 1 << 20,
         max_connections: 64,
         drain_delay: Duration::ZERO,
-        repository_control: false,
     };
     change(&mut settings);
-    let config = ServeConfig { compute_threads: 1, plugin_threads: 2, ..ServeConfig::default() };
-    let registry = Registry::new(config).unwrap();
-    registry.publish("m", revision("m", Doubler::default()));
-    registry.publish("sick", revision("sick", Doubler { is_sick: true, ..Doubler::default() }));
-    registry.publish("slow", revision("slow", Doubler { is_slow: true, ..Doubler::default() }));
-    registry.withdraw("off", "it was unloaded");
     let plane = Arc::new(DataPlane {
-        registry,
+        body_bytes: BodyBudget::new(settings.max_buffered_body_bytes),
         settings,
-        limits: WireLimits::default(),
-        observer: Arc::new(Observer::new()),
-        keys: None,
-        body_bytes: BodyBudget::new(1 << 20),
-        control: Arc::new(FakeControl),
+        plane: testing::plane(permits),
     });
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -226,7 +145,7 @@ fn every_path_answers_with_its_status() {
 fn the_server_lists_what_it_serves() {
     let server = serve(|_| {});
     let answer = server.send("GET /v2", "", b"");
-    let want = r#""extensions":["binary_tensor_data","classification","model_configuration","model_repository"]"#;
+    let want = r#""extensions":["binary_tensor_data","classification","generate","logging","model_configuration","model_repository","parameters","schedule_policy","sequence","statistics","system_shared_memory","trace"]"#;
     assert!(answer.text().contains(want), "{}", answer.text());
     let head = server.send("HEAD /v2", "", b"");
     let length = answer.body.len().to_string();
@@ -331,11 +250,14 @@ fn compression_both_ways() {
 
 #[test]
 fn the_repository_when_it_may_be_controlled() {
-    let server = serve(|settings| settings.repository_control = true);
+    let permits = Permits { repository_control: true, ..Permits::default() };
+    let server = serve_with(|_| {}, permits);
     let post = |path: &str, body: &str| server.send(&format!("POST {path}"), "", body.as_bytes());
     assert_eq!(post("/v2/repository/models/m/load", "{}").status, 200);
     let unload = r#"{"parameters":{"unload_dependents":false}}"#;
     assert_eq!(post("/v2/repository/models/m/unload", unload).status, 200);
+    let dependents = unload.replace("false", "true");
+    assert_eq!(post("/v2/repository/models/m/unload", &dependents).status, 400);
     assert_eq!(post("/v2/repository/models/none/load", "").status, 404);
     let configured = post("/v2/repository/models/m/load", r#"{"parameters":{"config":"{}"}}"#);
     assert_eq!(configured.status, 400);
@@ -405,4 +327,135 @@ fn what_is_received_at_once_has_a_bound() {
         let body = format!("{ROW}{}", " ".repeat(600 << 10));
         assert_eq!(server.infer("m", &body).status, 200);
     }
+}
+
+#[test]
+fn statistics_count_what_was_answered() {
+    let server = serve(|_| {});
+    server.infer("m", ROW);
+    server.infer("m", &ROW.replace("FP32", "FP64"));
+    let read = |path: &str| -> serde_json::Value {
+        serde_json::from_slice(&server.send(&format!("GET {path}"), "", b"").body).unwrap()
+    };
+    let all = read("/v2/models/stats");
+    assert_eq!(all["model_stats"].as_array().unwrap().len(), 3);
+    let stats = &read("/v2/models/m/versions/3/stats")["model_stats"][0];
+    assert_eq!((stats["name"].as_str(), stats["version"].as_str()), (Some("m"), Some("3")));
+    assert_eq!(stats["inference_stats"]["success"]["count"], 1);
+    assert!(stats["inference_stats"]["success"]["ns"].as_u64().unwrap() > 0);
+    assert!(stats["last_inference"].as_u64().unwrap() > 1_600_000_000_000);
+    assert_eq!(server.send("GET /v2/models/m/versions/9/stats", "", b"").status, 404);
+    assert_eq!(server.send("GET /v2/models/none/stats", "", b"").status, 404);
+}
+
+#[test]
+fn settings_are_told_and_changed_where_permitted() {
+    let server = serve(|_| {});
+    let told = server.send("GET /v2/logging", "", b"");
+    let want = r#"{"log_error":true,"log_file":"","log_format":"default","log_info":true,"log_verbose_level":0,"log_warning":true}"#;
+    assert_eq!((told.status, told.text()), (200, want));
+    let trace = server.send("GET /v2/models/m/trace/setting", "", b"");
+    assert!(trace.text().contains(r#""trace_level":["OFF"]"#), "{}", trace.text());
+    assert_eq!(server.send("GET /v2/models/none/trace/setting", "", b"").status, 404);
+    let change = br#"{"log_verbose_level":1,"log_info":false}"#;
+    assert_eq!(server.send("POST /v2/logging", "", change).status, 403);
+    assert_eq!(server.send("POST /v2/trace/setting", "", br#"{"trace_rate":"5"}"#).status, 403);
+
+    let permits = Permits { settings_control: true, ..Permits::default() };
+    let server = serve_with(|_| {}, permits);
+    let changed = server.send("POST /v2/logging", "", change);
+    assert!(changed.text().contains(r#""log_info":false,"log_verbose_level":1"#));
+    assert_eq!(server.send("GET /v2/logging", "", b"").text(), changed.text());
+    for (path, body, status) in [
+        ("logging", r#"{"log_file":"x"}"#, 400),
+        ("logging", r#"{"log_info":"yes"}"#, 400),
+        ("logging", "[1]", 400),
+        ("trace/setting", r#"{"trace_level":["TIMESTAMPS"]}"#, 400),
+        ("trace/setting", r#"{"trace_level":["OFF"],"trace_rate":null}"#, 200),
+        ("trace/setting", r#"{"trace_rate":5}"#, 400),
+    ] {
+        let answer = server.send(&format!("POST /v2/{path}"), "", body.as_bytes());
+        assert_eq!(answer.status, status, "{body}: {}", answer.text());
+    }
+}
+
+#[test]
+fn tensors_through_shared_memory() {
+    let server = serve(|_| {});
+    let key = format!("/mortise-http-{}", std::process::id());
+    let file = std::path::PathBuf::from(format!("/dev/shm{key}"));
+    std::fs::write(&file, [1.5f32, -2.0, 0.0, 0.0].map(f32::to_le_bytes).concat()).unwrap();
+    let post = |path: &str, body: &str| {
+        server.send(&format!("POST /v2/systemsharedmemory/{path}"), "", body.as_bytes())
+    };
+    let body = format!(r#"{{"key":"{key}","offset":0,"byte_size":16}}"#);
+    let registered = post("region/r/register", &body);
+    assert_eq!(registered.status, 200, "{}", registered.text());
+    assert_eq!(post("region/r/register", &body).status, 409);
+    assert_eq!(post("region/s/register", r#"{"key":"/other","byte_size":1}"#).status, 403);
+    assert_eq!(post("region/s/register", r#"{"byte_size":1}"#).status, 400);
+    let told = server.send("GET /v2/systemsharedmemory/region/r/status", "", b"");
+    let want = format!(r#"[{{"byte_size":16,"key":"{key}","name":"r","offset":0}}]"#);
+    assert_eq!(told.text(), want);
+    let place = |offset: u32| {
+        format!(
+            r#""parameters":{{"shared_memory_region":"r","shared_memory_offset":{offset},"shared_memory_byte_size":8}}"#
+        )
+    };
+    let answer = server.infer(
+        "m",
+        &format!(
+            r#"{{"inputs":[{{"name":"x","shape":[2],"datatype":"FP32",{}}}],"outputs":[{{"name":"y",{}}}]}}"#,
+            place(0),
+            place(8)
+        ),
+    );
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(
+        &std::fs::read(&file).unwrap()[8..],
+        [3f32, -4.0].map(f32::to_le_bytes).as_flattened()
+    );
+    std::fs::write(&file, [0; 4]).unwrap();
+    let shrunk = server.infer(
+        "m",
+        &format!(r#"{{"inputs":[{{"name":"x","shape":[2],"datatype":"FP32",{}}}]}}"#, place(0)),
+    );
+    assert_eq!(shrunk.status, 400, "{}", shrunk.text());
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(post("unregister", "").status, 200);
+    assert_eq!(server.send("GET /v2/systemsharedmemory/status", "", b"").text(), "[]");
+}
+
+#[test]
+fn generated_answers() {
+    let server = serve(|_| {});
+    let body = br#"{"id":"7","x":[1,2.5],"temperature":0.5}"#;
+    let whole = server.send("POST /v2/models/m/generate", "", body);
+    let want = r#"{"id":"7","model_name":"m","model_version":"3","y":[2.0,5.0]}"#;
+    assert_eq!((whole.status, whole.text()), (200, want));
+    let stream = server.send("POST /v2/models/m/generate_stream", "", br#"{"x":4}"#);
+    assert_eq!(stream.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    let want = "data: {\"model_name\":\"m\",\"model_version\":\"3\",\"y\":8.0}\n\n";
+    assert_eq!(stream.text(), want);
+    for (model, body, status) in
+        [("m", "{}", 400), ("m", "[]", 400), ("none", "{}", 404), ("off", "{}", 503)]
+    {
+        let answer = server.send(&format!("POST /v2/models/{model}/generate"), "", body.as_bytes());
+        assert_eq!(answer.status, status, "{model} {body}: {}", answer.text());
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = serve(|_| {});
+    let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+    let first = b"GET /v2/models/m/ready HTTP/1.1\r\nhost: t\r\n\r\n";
+    let last = b"GET /v2/health/live HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n";
+    stream.write_all(&[first.as_slice(), first, last].concat()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let bodies: Vec<usize> =
+        ["\"ready\":true", "\"live\":true"].map(|b| text.find(b).unwrap()).into();
+    assert_eq!(text.matches("200 OK").count(), 3);
+    assert!(bodies[0] < bodies[1], "{text}");
 }

@@ -1,7 +1,7 @@
 use super::table::{Activity, Registered, TICK, Table};
 use super::tls::Tls;
 use super::watched::Watched;
-use mortise_observe::HttpCounters;
+use mortise_observe::ConnectionCounters;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub(crate) struct Listening {
     /// How long connections are still taken, and idle ones kept, after the
     /// server was told to stop.
     pub(crate) drain_delay: Duration,
-    pub(crate) counters: HttpCounters,
+    pub(crate) counters: ConnectionCounters,
 }
 
 impl Listening {
@@ -61,7 +61,7 @@ impl Listening {
             // and whoever asks for readiness that there will be no other.
             tokio::time::sleep(self.drain_delay).await;
         };
-        let on_timeout = |count| self.counters.connections_timed_out(count);
+        let on_timeout = |count| self.counters.timed_out(count);
         tokio::select! {
             () = self.accept_all(&acceptor, &slots) => {}
             () = self.table.watch(on_timeout) => {}
@@ -72,7 +72,7 @@ impl Listening {
         drop(listener);
         table.finish_all();
         tokio::select! {
-            () = table.watch(|count| counters.connections_timed_out(count)) => {}
+            () = table.watch(|count| counters.timed_out(count)) => {}
             () = table.emptied() => {}
         }
     }
@@ -107,9 +107,9 @@ impl Listening {
         if let Ok(slot) = slots.clone().try_acquire_owned() {
             return Some(slot);
         }
-        self.counters.connection_waited();
+        self.counters.waited();
         loop {
-            self.counters.connections_evicted(self.table.make_room());
+            self.counters.evicted(self.table.make_room());
             match tokio::time::timeout(TICK, slots.clone().acquire_owned()).await {
                 Ok(slot) => return slot.ok(),
                 Err(_elapsed) => {}
@@ -140,7 +140,7 @@ struct Connection<A> {
     entry: Registered,
     tls: Option<Arc<Tls>>,
     acceptor: Arc<A>,
-    counters: HttpCounters,
+    counters: ConnectionCounters,
 }
 
 impl<A: Acceptor> Connection<A> {

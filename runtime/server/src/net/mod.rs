@@ -7,6 +7,6 @@ mod tls;
 mod watched;
 
 pub(crate) use accept::{Acceptor, Listening, Transport};
-pub(crate) use table::{Activity, Table, Timeouts};
+pub(crate) use table::{Activity, RequestUnderWay, Table, Timeouts};
 pub(crate) use tls::Tls;
 pub(crate) use watched::{Watched, drive};

@@ -1,0 +1,188 @@
+use super::Plane;
+use mortise_serve::{Endpoint, Readiness, Revision, VersionStatsSnapshot};
+use mortise_types::{Error, Result};
+use mortise_wire::IndexEntry;
+use std::sync::Arc;
+
+pub(crate) const SERVER_NAME: &str = "mortise";
+pub(crate) const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The extensions that are served, whatever the configuration.
+const EXTENSIONS: [&str; 11] = [
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "sequence",
+    "statistics",
+    "trace",
+];
+
+impl Plane {
+    /// The extensions that are served, all of them and no others.
+    pub(crate) fn extensions(&self) -> Vec<&'static str> {
+        let mut extensions = EXTENSIONS.to_vec();
+        if self.regions.is_on() {
+            extensions.push("system_shared_memory");
+            extensions.sort_unstable();
+        }
+        extensions
+    }
+
+    /// # Errors
+    /// `NotFound` for an unknown name.
+    pub(crate) fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>> {
+        self.registry
+            .endpoint(name)
+            .ok_or_else(|| Error::not_found(format!("unknown model \"{name}\"")))
+    }
+
+    /// The revision that describes a model.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name or version, `NotReady` without a live
+    /// revision.
+    pub(crate) fn live(&self, name: &str, version: Option<&str>) -> Result<Arc<Revision>> {
+        let endpoint = self.endpoint(name)?;
+        let live = endpoint.live().ok_or_else(|| Error::not_ready(why_not_ready(&endpoint)))?;
+        check_version(name, version, &live)?;
+        Ok(live)
+    }
+
+    /// `None` when the model is ready, or why not.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name or version.
+    pub(crate) fn not_ready(&self, name: &str, version: Option<&str>) -> Result<Option<String>> {
+        let endpoint = self.endpoint(name)?;
+        if let Some(live) = endpoint.live() {
+            check_version(name, version, &live)?;
+        }
+        Ok(match endpoint.readiness() {
+            Readiness::Ready => None,
+            Readiness::NotReady(why) => Some(why),
+        })
+    }
+
+    pub(crate) fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
+        let endpoints = self.registry.list();
+        let entries = endpoints.iter().map(|endpoint| index_entry(endpoint));
+        entries.filter(|entry| !ready_only || entry.is_ready()).collect()
+    }
+
+    /// Statistics of one model, or of all with `None`.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name or version.
+    pub(crate) fn statistics(
+        &self,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<Vec<ModelStatistics>> {
+        let endpoints = match name {
+            None => self.registry.list(),
+            Some(name) => vec![self.endpoint(name)?],
+        };
+        let mut all = Vec::new();
+        for endpoint in &endpoints {
+            let memory_bytes = endpoint.live().map_or(0, |live| live.memory_bytes());
+            let rows = endpoint
+                .version_stats()
+                .into_iter()
+                .filter(|row| version.is_none_or(|wanted| wanted.parse() == Ok(row.version)));
+            let name = endpoint.name();
+            all.extend(rows.map(|stats| ModelStatistics {
+                name: name.to_owned(),
+                memory_bytes,
+                stats,
+            }));
+        }
+        if let (true, Some(name), Some(version)) = (all.is_empty(), name, version) {
+            return Err(Error::not_found(format!("model \"{name}\" has no version \"{version}\"")));
+        }
+        Ok(all)
+    }
+}
+
+/// Checks the parameters of a load or unload: each name, and whether its value
+/// is `false`. Clients may send a configuration or files to load a model with;
+/// here that is a deployment.
+///
+/// # Errors
+/// `Unsupported` for what would have no effect.
+pub(crate) fn check_repository_parameters<'a>(
+    mut parameters: impl Iterator<Item = (&'a str, bool)>,
+) -> Result<()> {
+    match parameters.find(|&(name, is_false)| name != "unload_dependents" || !is_false) {
+        None => Ok(()),
+        Some(("unload_dependents", _)) => Err(Error::unsupported(
+            "parameter \"unload_dependents\": models are unloaded one by one; unload each",
+        )),
+        Some((name, _)) => Err(Error::unsupported(format!(
+            "parameter {name:?}: a model is loaded as it was deployed; deploy a new version instead"
+        ))),
+    }
+}
+
+/// What is counted about one version of a model.
+pub(crate) struct ModelStatistics {
+    pub(crate) name: String,
+    /// Weights and working memory of its graphs.
+    pub(crate) memory_bytes: u64,
+    pub(crate) stats: VersionStatsSnapshot,
+}
+
+impl ModelStatistics {
+    /// Milliseconds since 1970; 0 for never.
+    pub(crate) fn last_inference_ms(&self) -> u64 {
+        let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).ok();
+        let last = self.stats.last_inference.and_then(since).unwrap_or_default();
+        u64::try_from(last.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn check_version(name: &str, version: Option<&str>, live: &Revision) -> Result<()> {
+    match version {
+        Some(wanted) if wanted.parse() != Ok(live.version()) => Err(Error::not_found(format!(
+            "model \"{name}\" has no version \"{wanted}\"; version {} is live",
+            live.version()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn why_not_ready(endpoint: &Endpoint) -> String {
+    match endpoint.readiness() {
+        Readiness::NotReady(why) => why,
+        // It became ready since it was looked at.
+        Readiness::Ready => format!("model \"{}\" is not ready: it is loading", endpoint.name()),
+    }
+}
+
+fn index_entry(endpoint: &Endpoint) -> IndexEntry {
+    let version = endpoint.live().map(|live| live.version());
+    let not_ready = match endpoint.readiness() {
+        Readiness::Ready => None,
+        Readiness::NotReady(why) => Some(why),
+    };
+    IndexEntry::new(endpoint.name(), version, not_ready)
+}
+
+/// The plugin that runs a model.
+pub(crate) fn platform(revision: &Revision) -> &str {
+    revision.model().map_or("", |model| model.name.as_str())
+}
+
+/// Facts about a revision for its configuration.
+pub(crate) fn config_parameters(revision: &Revision) -> [(&'static str, String); 3] {
+    let stages: Vec<&str> = revision.stages().iter().map(|stage| stage.name.as_str()).collect();
+    [
+        ("revision", revision.number().to_string()),
+        ("stages", stages.join(",")),
+        ("plugin_digest", revision.model().map(|model| model.digest.clone()).unwrap_or_default()),
+    ]
+}
