@@ -4,22 +4,14 @@ row of each data set gives onnxruntime's outputs within 1e-5."""
 import asyncio
 import json
 import sys
-import time
-import urllib.error
 import urllib.request
 
 import kserve
 import numpy as np
-from sklearn import datasets
 
 import triton
+from endpoints import BATCH, ENDPOINTS, ROWS, digits, expected, wait_until_ready
 from server import ROOT, Server, Tally
-
-# Deploying all three takes a few seconds on a busy machine.
-START_SECONDS = 60
-
-# Rows of one request. Not a divisor of the sizes, so that the last is smaller.
-BATCH = 100
 
 
 def main():
@@ -34,47 +26,8 @@ def main():
             tally.check(f"{endpoint}, curl", pasted(server, endpoint))
         tally.check("triton's health and metadata", health(connection))
         tally.check("kserve", asyncio.run(through_kserve(server)))
+        tally.check("kserve over gRPC", asyncio.run(through_kserve_grpc(server)))
     return tally.finish()
-
-
-def digits():
-    return {"pixels": datasets.load_digits().data.astype(np.float32)}
-
-
-def breast_cancer():
-    data = datasets.load_breast_cancer()
-    columns = data.data.astype(np.float32)
-    return {str(name): columns[:, [index]] for index, name in enumerate(data.feature_names)}
-
-
-def wine():
-    return {"features": datasets.load_wine().data.astype(np.float32)}
-
-
-ENDPOINTS = {"digits": digits, "breast-cancer": breast_cancer, "wine": wine}
-ROWS = {"digits": 1797, "breast-cancer": 569, "wine": 178}
-
-
-def wait_until_ready(server, endpoints):
-    end = time.monotonic() + START_SECONDS
-    for endpoint in endpoints:
-        while not is_ready(server, endpoint):
-            if time.monotonic() > end:
-                raise RuntimeError(f"{endpoint} is not ready after {START_SECONDS} s")
-            time.sleep(0.1)
-
-
-def is_ready(server, endpoint):
-    try:
-        with urllib.request.urlopen(f"http://{server.http}/v2/models/{endpoint}/ready") as answer:
-            return answer.status == 200
-    except urllib.error.HTTPError:
-        return False
-
-
-def expected(endpoint):
-    folder = ROOT / "plugins/demo" / endpoint / "expected"
-    return {file.stem: np.load(file) for file in folder.glob("*.npy")}
 
 
 def all_rows(connection, endpoint, inputs, binary):
@@ -133,6 +86,26 @@ async def through_kserve(server):
             wrong = triton.difference(outputs[name], want[:10])
             if wrong:
                 return f"{name}, binary {binary}: {wrong}"
+    return None
+
+
+async def through_kserve_grpc(server):
+    """Here and not in over_grpc.py: KServe and tritonclient bring messages of the
+    same names, of which one process takes only one."""
+    client = kserve.InferenceGRPCClient(server.grpc)
+    if not (await client.is_server_ready() and await client.is_model_ready("digits")):
+        return "not ready"
+    pixels = digits()["pixels"][:10]
+    for binary in (False, True):
+        sent = kserve.InferInput("pixels", list(pixels.shape), "FP32")
+        sent.set_data_from_numpy(pixels, binary_data=binary)
+        answer = await client.infer(kserve.InferRequest(model_name="digits", infer_inputs=[sent]))
+        outputs = {output.name: output.as_numpy() for output in answer.outputs}
+        for name, want in expected("digits").items():
+            wrong = triton.difference(outputs[name], want[:10])
+            if wrong:
+                return f"{name}, binary {binary}: {wrong}"
+    await client.close()
     return None
 
 

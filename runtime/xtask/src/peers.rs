@@ -14,11 +14,11 @@ use crate::workspace::Workspace;
 const ENVIRONMENTS: [&str; 5] = ["triton", "perf", "mlserver", "litserve", "ray"];
 
 /// Programs and libraries of the system, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 3] = [
-    ("/usr/bin/wrk", "wrk"),
-    ("/usr/bin/h2load", "nghttp2-client"),
-    ("/usr/lib/x86_64-linux-gnu/libb64.so.0d", "libb64-0d"),
-];
+const TOOLS: [(&str, &str); 3] =
+    [("/usr/bin/wrk", "wrk"), ("/usr/bin/h2load", "nghttp2-client"), LIBB64];
+
+/// What perf_analyzer is linked with.
+const LIBB64: (&str, &str) = ("/usr/lib/x86_64-linux-gnu/libb64.so.0d", "libb64-0d");
 
 /// Triton's Python backend is linked with the library of Debian's own Python
 /// 3.11; another build of the same version does not do.
@@ -26,25 +26,47 @@ const DEBIAN_PYTHON: &str = "/usr/bin/python3.11";
 
 /// The folder of the environments.
 pub(crate) fn prepare(workspace: &Workspace) -> Result<PathBuf> {
-    install_tools();
+    install_tools(&TOOLS);
     for name in ENVIRONMENTS {
-        let requirements = format!("tests/bench/peers/requirements/{name}.txt");
-        let folder = format!("peers/{name}");
-        let installed = match Path::new(DEBIAN_PYTHON).exists() {
-            true => {
-                python::environment_of(workspace, DEBIAN_PYTHON.as_ref(), &folder, &requirements)
-            }
-            false => python::environment(workspace, &folder, &requirements),
-        };
-        if let Err(error) = installed {
+        if let Err(error) = environment(workspace, name) {
             println!("{name} is left out: {error:#}");
         }
     }
     Ok(workspace.target.join("peers"))
 }
 
-fn install_tools() {
-    let missing: Vec<&str> = TOOLS
+/// The real perf_analyzer.
+pub(crate) struct PerfAnalyzer {
+    pub(crate) program: PathBuf,
+    /// The folder of a library that it is linked with.
+    pub(crate) libraries: PathBuf,
+}
+
+/// # Errors
+/// Where it cannot be installed or does not start.
+pub(crate) fn perf_analyzer(workspace: &Workspace) -> Result<PerfAnalyzer> {
+    install_tools(&[LIBB64]);
+    let python = environment(workspace, "perf")?;
+    let program = python.with_file_name("perf_analyzer");
+    let script = "import nvidia.cuda_runtime as found; print(*found.__path__)";
+    let found = Command::new(&python).args(["-c", script]).output()?;
+    let libraries = Path::new(&found).join("lib");
+    Command::new(&program).args(["--version"]).env("LD_LIBRARY_PATH", &libraries).output()?;
+    Ok(PerfAnalyzer { program, libraries })
+}
+
+/// The interpreter of a peer's environment.
+fn environment(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    let requirements = format!("tests/bench/peers/requirements/{name}.txt");
+    let folder = format!("peers/{name}");
+    match Path::new(DEBIAN_PYTHON).exists() {
+        true => python::environment_of(workspace, DEBIAN_PYTHON.as_ref(), &folder, &requirements),
+        false => python::environment(workspace, &folder, &requirements),
+    }
+}
+
+fn install_tools(tools: &[(&str, &str)]) {
+    let missing: Vec<&str> = tools
         .iter()
         .filter(|(path, _)| !Path::new(path).exists())
         .map(|(_, package)| *package)

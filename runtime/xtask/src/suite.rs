@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::sh::{Command, seconds};
 use crate::workspace::Workspace;
-use crate::{bench, components, conformance, gpu_driver, python, tidy};
+use crate::{bench, components, conformance, gpu_driver, peers, python, tidy};
 
 /// How long the open-ended tests go on.
 struct Effort {
@@ -70,7 +70,7 @@ const TEST: &[Step] = &[
     step("conformance", onnx_conformance),
     required("python", |plan| one(python_tests_environment(plan.workspace).map(drop))),
     step("models", |plan| python_script(plan, "tests/clients/models.py")),
-    step("clients", |plan| python_script(plan, "tests/clients/demo.py")),
+    step("clients", clients),
     step("fuzz", fuzz),
     step("crash", crash),
     step("swap", swap),
@@ -179,14 +179,30 @@ fn python_tests_environment(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn python_script(plan: &Plan, script: &str) -> Result<Counts> {
+    counted(python_command(plan, script)?)
+}
+
+fn python_command(plan: &Plan, script: &str) -> Result<Command> {
     let workspace = plan.workspace;
     let python = python_tests_environment(workspace)?;
-    counted(
-        Command::new(python)
-            .args([workspace.path(script)])
-            .current_dir(&workspace.root)
-            .envs(workspace.environment()),
-    )
+    Ok(Command::new(python)
+        .args([workspace.path(script)])
+        .current_dir(&workspace.root)
+        .envs(workspace.environment()))
+}
+
+/// The clients that users have, as they are.
+fn clients(plan: &Plan) -> Result<Counts> {
+    let mut counts = python_script(plan, "tests/clients/demo.py")?;
+    counts.add(python_script(plan, "tests/clients/over_grpc.py")?);
+    match peers::perf_analyzer(plan.workspace) {
+        Ok(perf) => {
+            let command = python_command(plan, "tests/clients/perf.py")?;
+            counts.add(counted(command.args([perf.program, perf.libraries]))?);
+        }
+        Err(error) => println!("perf_analyzer is skipped: {error:#}"),
+    }
+    Ok(counts)
 }
 
 fn fuzz(plan: &Plan) -> Result<Counts> {
