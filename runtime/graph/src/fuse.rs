@@ -2,6 +2,9 @@
 //! a pattern is replaced; those before it go with the dead code when nobody
 //! else reads them, so a fusion can never change an answer.
 
+mod chains;
+mod conv_norm;
+
 use crate::Evaluate;
 use crate::infer::infer_body;
 use crate::plan::Draft;
@@ -15,15 +18,21 @@ pub const FUSED_DOMAIN: &str = "mortise.fused";
 /// Replaces known patterns by operators that `device` has.
 pub(crate) fn fuse(draft: &mut Draft, device: &dyn Evaluate) {
     infer_body(&draft.body, &draft.constants, &mut draft.facts);
+    conv_norm::fold(draft);
     const PATTERNS: [Pattern; 4] = [gelu, layer_norm, product_bias, product_activation];
     for pattern in PATTERNS {
-        let (makers, uses) = makers_and_uses(draft);
-        for index in 0..draft.body.nodes.len() {
-            let finder = Finder { draft, makers: &makers, uses: &uses };
-            let Some(fused) = finder.find(index, pattern) else { continue };
-            if device.supports(&fused).is_ok() {
-                draft.body.nodes[index] = fused;
-            }
+        replace(draft, device, pattern);
+    }
+}
+
+/// Replaces every place where `pattern` is found.
+fn replace(draft: &mut Draft, device: &dyn Evaluate, pattern: Pattern) {
+    let (makers, uses) = makers_and_uses(draft);
+    for index in 0..draft.body.nodes.len() {
+        let finder = Finder { draft, makers: &makers, uses: &uses };
+        let Some(fused) = finder.find(index, pattern) else { continue };
+        if device.supports(&fused).is_ok() {
+            draft.body.nodes[index] = fused;
         }
     }
 }
@@ -54,6 +63,11 @@ impl<'a> Finder<'a> {
             .then_some(node)
     }
 
+    /// The same if nobody else reads the value.
+    fn only_maker(&self, value: ValueId, op: &str) -> Option<&'a NodeDef> {
+        self.maker(value, op).filter(|_| self.once(value))
+    }
+
     fn once(&self, value: ValueId) -> bool {
         self.uses.get(value.index()) == Some(&1)
     }
@@ -80,6 +94,20 @@ impl<'a> Finder<'a> {
     fn constant_shape(&self, value: ValueId) -> Option<&'a [usize]> {
         let tensor = self.draft.constants.get(value.index())?.as_ref()?.tensor().ok()?;
         (tensor.dtype() == DType::F32).then_some(tensor.shape())
+    }
+
+    /// The shape of a constant of any type and of this rank.
+    fn shape_of_constant(&self, value: ValueId, rank: usize) -> Option<&'a [usize]> {
+        let tensor = self.draft.constants.get(value.index())?.as_ref()?.tensor().ok()?;
+        (tensor.rank() == rank).then_some(tensor.shape())
+    }
+
+    /// Whether two values are known to have one shape, where dimension 0 of
+    /// both may be the batch.
+    fn same_shape(&self, a: ValueId, b: ValueId) -> bool {
+        let shape = |value: ValueId| self.draft.facts.get(value.index())?.shape.as_deref();
+        let (Some([_, a @ ..]), Some([_, b @ ..])) = (shape(a), shape(b)) else { return false };
+        a == b && a.iter().all(|size| *size > 0)
     }
 
     fn rank(&self, value: ValueId) -> Option<usize> {
@@ -234,7 +262,7 @@ fn product_bias(finder: &Finder<'_>, last: &NodeDef) -> Option<NodeDef> {
         let product = finder.maker(value, "MatMul").filter(|_| finder.once(value))?;
         let (left, right) = (input(product, 0)?, input(product, 1)?);
         let columns = *finder.constant_shape(right).filter(|shape| shape.len() == 2)?.last()?;
-        let row = finder.constant_shape(bias)? == [columns];
+        let row = matches!(finder.constant_shape(bias)?, [size] | [1, size] if *size == columns);
         let fits = row && finder.is_f32(left) && finder.rank(left)? >= 2;
         fits.then(|| operator(FUSED_DOMAIN, "MatMulBias", 1, &[left, right, bias]))
     })

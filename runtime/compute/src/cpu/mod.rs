@@ -6,6 +6,7 @@ mod executor;
 mod op;
 mod ops;
 mod registry;
+mod wide;
 
 use crate::cpu::arena::Arena;
 use crate::cpu::executor::CpuExecutable;
@@ -64,6 +65,7 @@ impl Device for CpuDevice {
     }
 
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>> {
+        let plan = plan.chained(self);
         let program = compile::compile(&plan)?;
         let mut executable = CpuExecutable::new(plan, program, limits, self.pool.clone());
         executable.learn_outputs();

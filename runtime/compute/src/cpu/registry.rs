@@ -71,16 +71,19 @@ const ML: &[&[Entry]] = &[ml_linear::ENTRIES, ml_prep::ENTRIES, ml_svm::ENTRIES,
 
 const MICROSOFT: &[&[Entry]] = &[
     attention::MS_ENTRIES,
+    conv::FUSED_ENTRIES,
     elementwise::MS_ENTRIES,
     index_ops::MS_ENTRIES,
     matmul::MS_ENTRIES,
     norm::MS_ENTRIES,
     quant::MS_ENTRIES,
+    quant::FUSED_ENTRIES,
     text::MS_ENTRIES,
 ];
 
 /// Operators that only the planner writes.
-const FUSED: &[&[Entry]] = &[matmul::FUSED_ENTRIES];
+const FUSED: &[&[Entry]] =
+    &[attention::FUSED_ENTRIES, conv::FUSED_ENTRIES, matmul::FUSED_ENTRIES, quant::FUSED_ENTRIES];
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 //! with a bias.
 
 mod embed;
+mod heads;
 mod kernel;
 mod standard;
 
@@ -24,6 +25,10 @@ pub(crate) const MS_ENTRIES: &[Entry] = &[
     Entry { op: "FastGelu", since: 1, build: |_| Ok(Box::new(BiasGelu(Activation::GeluTanh))) },
     Entry { op: "BiasGelu", since: 1, build: |_| Ok(Box::new(BiasGelu(Activation::Gelu))) },
 ];
+
+/// Operators that only the planner writes.
+pub(crate) const FUSED_ENTRIES: &[Entry] =
+    &[Entry { op: "HeadsAttention", since: 1, build: heads::HeadsAttention::build }];
 
 /// `activation(x + bias)`; the bias may be absent.
 struct BiasGelu(Activation);

@@ -4,12 +4,15 @@
 //! virtual im2col matrix; pointwise ones as a plain product; depthwise ones
 //! directly. Everything else (3-D, f64, f16) unrolls patches explicitly.
 
+use super::elementwise::{Activation, writable};
+use super::matmul::fused_activation;
 use super::window::{AutoPad, Dims, Pads, Window, WindowAttributes};
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, Value, bf16, f16};
 use rten_gemm::{
-    BiasVector, ColOffsets, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, Im2Col,
-    PackedAMatrix, RowOffsets,
+    ColOffsets, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, Im2Col, PackedAMatrix,
+    RowOffsets,
 };
 use rten_tensor::{Matrix, NdTensorView};
 use smallvec::smallvec;
@@ -18,6 +21,10 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry { op: "Conv", since: 1, build: Conv::build },
     Entry { op: "ConvTranspose", since: 1, build: ConvTranspose::build },
 ];
+
+/// `FusedConv` of `com.microsoft`, which the planner writes, too.
+pub(crate) const FUSED_ENTRIES: &[Entry] =
+    &[Entry { op: "FusedConv", since: 1, build: Conv::build_fused }];
 
 thread_local! {
     /// The executor only names a kernel, but is not `Send`.
@@ -29,6 +36,7 @@ struct Conv {
     groups: usize,
     /// Weights of each group, packed at compile time when they are constant.
     packed: Vec<PackedAMatrix<f32>>,
+    activation: Option<Activation>,
 }
 
 /// Sizes of one convolution, checked against each other.
@@ -47,6 +55,17 @@ impl Conv {
             window: WindowAttributes::parse(node)?,
             groups: parse_groups(node)?,
             packed: Vec::new(),
+            activation: None,
+        }))
+    }
+
+    /// With a tensor that is added to the sums, and an activation.
+    fn build_fused(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self {
+            window: WindowAttributes::parse(node)?,
+            groups: parse_groups(node)?,
+            packed: Vec::new(),
+            activation: fused_activation(&Attributes(node))?,
         }))
     }
 
@@ -76,16 +95,22 @@ impl Conv {
         ctx: &OpContext<'_>,
         geometry: &Geometry,
         tensors: Operands<'_>,
+        added: Option<Tensor>,
     ) -> Result<Tensor> {
-        let mut output = ctx.allocate(DType::F32, &geometry.output_shape())?;
         let operands = Slices {
             x: tensors.input.as_slice::<f32>()?,
             w: tensors.weights.as_slice::<f32>()?,
             bias: tensors.bias.map(Tensor::as_slice::<f32>).transpose()?,
+            adds: added.is_some(),
+        };
+        let mut output = match added {
+            Some(added) => writable(ctx, added)?,
+            None => ctx.allocate(DType::F32, &geometry.output_shape())?,
         };
         let out = output.as_mut_slice::<f32>()?;
         if geometry.is_depthwise() && geometry.window.rank() <= 2 {
             depthwise(ctx, geometry, &operands, out)?;
+            self.activate(out);
         } else if geometry.window.rank() <= 2 && operands.x.len() < i32::MAX as usize {
             self.by_im2col(ctx, geometry, &operands, out)?;
         } else {
@@ -168,18 +193,62 @@ impl Conv {
                 GemmInputA::Unpacked(matrix(rows, depth, weights)?)
             }
         };
-        let bias = operands
-            .bias
-            .map(|bias| slice(bias, group * rows, rows).map(BiasVector::Column))
-            .transpose()?;
-        let options = GemmOptions { bias, ..GemmOptions::default() };
+        let beta = if operands.adds { 1.0 } else { 0.0 };
+        let options = GemmOptions { beta, ..GemmOptions::default() };
         GEMM.with(|gemm| gemm.gemm(out, a, b, options))
-            .map_err(|error| Error::internal(format!("Conv: {error}")))
+            .map_err(|error| Error::internal(format!("Conv: {error}")))?;
+        let bias = operands.bias.map(|bias| slice(bias, group * rows, rows)).transpose()?;
+        self.finish(out, bias);
+        Ok(())
+    }
+
+    /// Adds a number to each channel, and applies the activation.
+    fn finish(&self, out: &mut [f32], bias: Option<&[f32]>) {
+        let relu = self.activation == Some(Activation::Relu);
+        if let Some(bias) = bias {
+            widest(AddToChannels { out, bias, relu });
+        }
+        if bias.is_none() || !relu {
+            self.activate(out);
+        }
+    }
+
+    fn activate(&self, out: &mut [f32]) {
+        if let Some(activation) = self.activation {
+            activation.map_f32(out);
+        }
+    }
+
+    /// The fused form, in f32 only: `activation(conv(x) + added)`.
+    fn run_fused(
+        &self,
+        ctx: &OpContext<'_>,
+        geometry: &Geometry,
+        operands: Operands<'_>,
+        added: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let shape = geometry.output_shape();
+        let misfit = added.as_ref().filter(|a| a.dtype() != DType::F32 || a.shape() != shape);
+        if let Some(added) = misfit {
+            let message = format!("{added:?} cannot be added to sums of shape {shape:?}");
+            return Err(Error::invalid(message));
+        }
+        match operands.input.dtype() {
+            DType::F32 if geometry.is_empty() => {
+                let mut output = added.map_or_else(|| Tensor::zeros(DType::F32, &shape), Ok)?;
+                output = writable(ctx, output)?;
+                self.activate(output.as_mut_slice::<f32>()?);
+                Ok(output)
+            }
+            DType::F32 => self.run_f32(ctx, geometry, operands, added),
+            dtype => Err(Error::unsupported(format!("a fused convolution of {dtype}"))),
+        }
     }
 }
 
 impl Operator for Conv {
-    fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
+    fn run(&self, ctx: &OpContext<'_>, mut inputs: Inputs<'_>) -> Result<Outputs> {
+        let added = inputs.optional_value(3).is_some().then(|| inputs.take(3)).transpose()?;
         let operands = Operands {
             input: inputs.tensor(0)?,
             weights: inputs.tensor(1)?,
@@ -187,15 +256,18 @@ impl Operator for Conv {
         };
         let geometry = self.geometry(operands.input, operands.weights)?;
         operands.check_bias(geometry.groups * geometry.out_channels)?;
+        if added.is_some() || self.activation.is_some() {
+            return Ok(smallvec![self.run_fused(ctx, &geometry, operands, added)?.into()]);
+        }
         let output = match operands.input.dtype() {
             _ if geometry.is_empty() => {
                 Tensor::zeros(operands.input.dtype(), &geometry.output_shape())?
             }
-            DType::F32 => self.run_f32(ctx, &geometry, operands)?,
+            DType::F32 => self.run_f32(ctx, &geometry, operands, None)?,
             DType::F64 => conv_f64(ctx, &geometry, &operands)?,
             dtype @ (DType::F16 | DType::BF16) => {
                 let wide = operands.widened()?;
-                narrow(&self.run_f32(ctx, &geometry, wide.borrow())?, dtype)?
+                narrow(&self.run_f32(ctx, &geometry, wide.borrow(), None)?, dtype)?
             }
             dtype => return Err(Error::unsupported(format!("Conv of {dtype}"))),
         };
@@ -227,6 +299,32 @@ impl Operator for Conv {
     }
 }
 
+/// Adds a number to each channel of an image, and bends it at zero.
+struct AddToChannels<'a> {
+    out: &'a mut [f32],
+    bias: &'a [f32],
+    relu: bool,
+}
+
+impl Loop for AddToChannels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let size = self.out.len() / self.bias.len().max(1);
+        for (channel, bias) in self.out.chunks_exact_mut(size.max(1)).zip(self.bias) {
+            if self.relu {
+                channel.iter_mut().for_each(|x| {
+                    *x += bias;
+                    *x = if *x < 0.0 { 0.0 } else { *x };
+                });
+            } else {
+                channel.iter_mut().for_each(|x| *x += bias);
+            }
+        }
+    }
+}
+
 struct Operands<'a> {
     input: &'a Tensor,
     weights: &'a Tensor,
@@ -237,6 +335,8 @@ struct Slices<'a> {
     x: &'a [f32],
     w: &'a [f32],
     bias: Option<&'a [f32]>,
+    /// Whether the output holds something to add the sums to.
+    adds: bool,
 }
 
 struct Widened {
@@ -426,7 +526,12 @@ fn depthwise(
         let image_index = (plane / channels) * geometry.groups + channel / geometry.out_channels;
         let image = slice(operands.x, image_index * image_len, image_len)?;
         let weights = slice(operands.w, channel * taps, taps)?;
-        out_plane.fill(operands.bias.map_or(0.0, |bias| bias[channel]));
+        let bias = operands.bias.map_or(0.0, |bias| bias[channel]);
+        if operands.adds {
+            out_plane.iter_mut().for_each(|out| *out += bias);
+        } else {
+            out_plane.fill(bias);
+        }
         depthwise_plane(image, weights, &window, out_plane);
     }
     Ok(())

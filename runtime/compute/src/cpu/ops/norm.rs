@@ -3,6 +3,7 @@
 
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::cast_tensor;
+use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, bf16, f16};
 use smallvec::smallvec;
 
@@ -61,18 +62,22 @@ trait Real:
 }
 
 impl Real for f32 {
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
+    #[inline(always)]
     fn from_f64(value: f64) -> Self {
         value as f32
     }
 }
 
 impl Real for f64 {
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }
+    #[inline(always)]
     fn from_f64(value: f64) -> Self {
         value
     }
@@ -264,11 +269,32 @@ struct Rows {
     rms: bool,
 }
 
+/// [`Rows`] at work.
+struct ApplyRows<'a, T: Real> {
+    rows: &'a Rows,
+    input: &'a [T],
+    params: &'a [Floats<'a, T>],
+    output: &'a mut [T],
+}
+
+impl<T: Real> Loop for ApplyRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.rows.apply_plainly(self.input, self.params, self.output);
+    }
+}
+
 impl Rows {
     fn apply<T: Real>(&self, input: &[T], params: &[Floats<'_, T>], output: &mut [T]) {
-        if self.len == 0 {
-            return;
+        if self.len > 0 {
+            widest(ApplyRows { rows: self, input, params, output });
         }
+    }
+
+    #[inline(always)]
+    fn apply_plainly<T: Real>(&self, input: &[T], params: &[Floats<'_, T>], output: &mut [T]) {
         let rows = input.chunks_exact(self.len).zip(output.chunks_exact_mut(self.len));
         for (input, output) in rows {
             let (mean, inverse) = self.moments(input);
@@ -291,6 +317,7 @@ impl Rows {
     }
 
     /// Mean (0 for RMS) and reciprocal deviation of one row.
+    #[inline(always)]
     fn moments<T: Real>(&self, row: &[T]) -> (f64, f64) {
         let count = row.len() as f64;
         let mean = if self.rms { 0.0 } else { sum(row, |x| x) / count };
@@ -299,10 +326,11 @@ impl Rows {
     }
 }
 
-/// Sum in f64 over four lanes, which the compiler vectorises.
+/// Sum in f64 over many lanes, which the compiler vectorises.
+#[inline(always)]
 fn sum<T: Real>(values: &[T], map: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let chunks = values.chunks_exact(8);
+    let mut lanes = [0.0f64; 32];
+    let chunks = values.chunks_exact(32);
     let tail: f64 = chunks.remainder().iter().map(|&value| map(value.to_f64())).sum();
     for chunk in chunks {
         lanes.iter_mut().zip(chunk).for_each(|(lane, &value)| *lane += map(value.to_f64()));

@@ -1,5 +1,7 @@
 //! Pooling over 1 to 3 spatial dimensions.
 
+mod max_rows;
+
 use super::window::{Window, WindowAttributes};
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use mortise_types::{DType, Element, Error, NodeDef, Result, Tensor, bf16, f16};
@@ -78,6 +80,10 @@ impl MaxPool {
     ) -> Result<Outputs> {
         let shape = pooled_shape(input, window);
         let mut output = ctx.allocate(T::DTYPE, &shape)?;
+        if ctx.output_count <= 1 && window.rank() == 2 && max_rows::sees_input(window) {
+            max_rows::pool(ctx, input.as_slice::<T>()?, window, output.as_mut_slice::<T>()?)?;
+            return Ok(smallvec![output.into()]);
+        }
         let mut indices = match ctx.output_count {
             0 | 1 => None,
             _ => Some(ctx.allocate(DType::I64, &shape)?),

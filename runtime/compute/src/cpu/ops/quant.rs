@@ -3,6 +3,7 @@
 mod general;
 mod linear;
 mod product;
+mod scaled;
 
 use crate::cpu::op::Entry;
 
@@ -20,3 +21,7 @@ pub(crate) const MS_ENTRIES: &[Entry] = &[
     Entry { op: "DequantizeLinear", since: 1, build: linear::Dequantize::build },
     Entry { op: "QuantizeLinear", since: 1, build: linear::Quantize::build },
 ];
+
+/// Operators of `com.microsoft` that the planner writes, too.
+pub(crate) const FUSED_ENTRIES: &[Entry] =
+    &[Entry { op: "MatMulIntegerToFloat", since: 1, build: scaled::MatMulIntegerToFloat::build }];

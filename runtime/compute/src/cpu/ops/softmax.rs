@@ -4,8 +4,9 @@
 use super::elementwise::{cast_tensor, writable};
 use super::layout;
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor};
-use rten_simd::SimdOp;
+use rten_simd::{SimdOp, SimdUnaryOp};
 use smallvec::smallvec;
 
 pub(crate) const ENTRIES: &[Entry] = &[
@@ -92,6 +93,10 @@ impl Softmax {
         if size == 0 || step == 0 {
             return Ok(());
         }
+        if step == 1 && self.function == Function::Softmax {
+            softmax_rows(values, size);
+            return Ok(());
+        }
         if step == 1 {
             values.chunks_mut(size).for_each(|row| self.function.row_f32(row));
             return Ok(());
@@ -112,6 +117,61 @@ impl Softmax {
         Ok(())
     }
 }
+
+/// Softmax of each row of `size` elements, which must not be 0. Rows are taken
+/// together, so that short ones fill the vectors, too.
+pub(crate) fn softmax_rows(values: &mut [f32], size: usize) {
+    /// Elements that stay in the nearest cache between the passes.
+    const BLOCK: usize = 4096;
+    for block in values.chunks_mut((BLOCK / size).max(1) * size) {
+        widest(TakeMaximum(block, size));
+        rten_vecmath::Exp {}.map_mut(block);
+        widest(DivideBySum(block, size));
+    }
+}
+
+/// Takes the largest element of each row off all of the row.
+struct TakeMaximum<'a>(&'a mut [f32], usize);
+
+impl Loop for TakeMaximum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for row in self.0.chunks_exact_mut(self.1) {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for chunk in row.chunks(LANES) {
+                for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                    *lane = if x > *lane { x } else { *lane };
+                }
+            }
+            let most = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|x| *x -= most);
+        }
+    }
+}
+
+/// Divides each row by the sum of its elements.
+struct DivideBySum<'a>(&'a mut [f32], usize);
+
+impl Loop for DivideBySum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for row in self.0.chunks_exact_mut(self.1) {
+            let mut lanes = [0.0f32; LANES];
+            for chunk in row.chunks(LANES) {
+                lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
+            }
+            let factor = 1.0 / lanes.into_iter().sum::<f32>();
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+}
+
+/// Partial results of a reduction, for the compiler to keep in vectors.
+const LANES: usize = 16;
 
 /// Gathers each lane into `row`, applies `f`, and puts it back.
 fn lanes<T: Copy>(values: &mut [T], size: usize, step: usize, row: &mut [T], f: impl Fn(&mut [T])) {

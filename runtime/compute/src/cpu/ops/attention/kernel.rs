@@ -53,6 +53,22 @@ impl<'a> Heads<'a> {
         }
     }
 
+    /// `[batch, length, heads, size]`
+    pub(crate) fn of_positions(tensor: &'a Tensor) -> Result<Self> {
+        let &[batch, length, heads, size] = tensor.shape() else {
+            return Err(Error::invalid(format!("{tensor:?} is not [batch, length, heads, size]")));
+        };
+        let strides = [length * heads * size, size, heads * size];
+        let data = tensor.as_slice::<f32>()?;
+        Ok(Self { data, start: 0, strides, batch, heads, length, size })
+    }
+
+    /// The matrix of a head where a batch or a head alone stands for all.
+    pub(crate) fn broadcast_matrix(&self, batch: usize, head: usize) -> Result<Matrix<'a, f32>> {
+        let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
+        self.matrix(at(self.batch, batch), at(self.heads, head))
+    }
+
     fn matrix(&self, batch: usize, head: usize) -> Result<Matrix<'a, f32>> {
         let [by_batch, by_head, by_row] = self.strides;
         let start = self.start + batch * by_batch + head * by_head;
@@ -271,7 +287,13 @@ fn scatter(target: &mut [f32], rows: &[f32], start: usize, size: usize, heads: u
     }
 }
 
-fn product(out: &mut [f32], a: Matrix<'_, f32>, b: Matrix<'_, f32>, alpha: f32) -> Result<()> {
+/// `out = alpha · a · b`
+pub(crate) fn product(
+    out: &mut [f32],
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, f32>,
+    alpha: f32,
+) -> Result<()> {
     let options = GemmOptions { alpha, ..GemmOptions::default() };
     let (a, b) = (GemmInputA::Unpacked(a), GemmInputB::Unpacked(b));
     GEMM.with(|gemm| gemm.gemm(out, a, b, options))

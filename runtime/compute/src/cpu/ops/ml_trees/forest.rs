@@ -315,12 +315,42 @@ impl<T: Real> Forest<T> {
                     row += 1;
                 }
             }
-            for line in groups.remainder().chunks_exact(columns) {
-                let leaf = self.walk(root, line, &test);
-                let span = row * targets..(row + 1) * targets;
-                self.add_leaf(leaf, &mut scores[span.clone()], &mut seen[span]);
-                row += 1;
+        }
+        let whole = values.len() / columns / LANES * LANES;
+        for (row, line) in values.chunks_exact(columns).enumerate().skip(whole) {
+            let span = row * targets..(row + 1) * targets;
+            self.walk_trees(line, &mut scores[span.clone()], &mut seen[span], &test);
+        }
+    }
+
+    /// All trees for one row, some of them in step.
+    fn walk_trees<X: Real>(
+        &self,
+        line: &[X],
+        scores: &mut [X],
+        seen: &mut [bool],
+        test: &impl Fn(u32, X, X) -> bool,
+    ) {
+        const LANES: usize = 16;
+        let mut groups = self.roots.chunks_exact(LANES);
+        for group in groups.by_ref() {
+            let mut at = [0; LANES];
+            at.copy_from_slice(group);
+            loop {
+                let mut moved = 0;
+                for at in &mut at {
+                    let next = self.step(*at, line, test);
+                    moved |= next ^ *at;
+                    *at = next;
+                }
+                if moved == 0 {
+                    break;
+                }
             }
+            at.into_iter().for_each(|leaf| self.add_leaf(leaf, scores, seen));
+        }
+        for &root in groups.remainder() {
+            self.add_leaf(self.walk(root, line, test), scores, seen);
         }
     }
 

@@ -4,6 +4,7 @@ use super::general::{Operands, dequantize, quantize};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::narrow::Codec;
 use crate::cpu::ops::layout::{axis, by_dtype, dim, element_count, floats};
+use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor};
 use smallvec::smallvec;
 use std::borrow::Cow;
@@ -209,14 +210,57 @@ impl Operator for Dynamic {
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
         let input = inputs.tensor(0)?;
         let values = input.as_slice::<f32>()?;
-        let low = values.iter().copied().fold(0.0f32, f32::min);
-        let high = values.iter().copied().fold(0.0f32, f32::max);
+        let (low, high) = widest(Span(values));
         let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
         let zero = (-low / scale).clamp(0.0, 255.0).round_ties_even() as u8;
         let mut output = ctx.allocate(DType::U8, input.shape())?;
-        for (cell, &value) in output.as_mut_slice::<u8>()?.iter_mut().zip(values) {
-            *cell = quantized(value / scale, i32::from(zero)).clamp(0, 255) as u8;
-        }
+        let bytes = output.as_mut_slice::<u8>()?;
+        widest(ToBytes { values, scale, zero: f32::from(zero), bytes });
         Ok(smallvec![output.into(), Tensor::scalar(scale).into(), Tensor::scalar(zero).into()])
+    }
+}
+
+/// The least and the largest of some numbers and zero; NaN is neither.
+struct Span<'a>(&'a [f32]);
+
+impl Loop for Span<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn run(self) -> (f32, f32) {
+        const LANES: usize = 64;
+        let (mut low, mut high) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for chunk in self.0.chunks(LANES) {
+            for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(chunk) {
+                *low = if x < *low { x } else { *low };
+                *high = if x > *high { x } else { *high };
+            }
+        }
+        (low.into_iter().fold(0.0, f32::min), high.into_iter().fold(0.0, f32::max))
+    }
+}
+
+/// `x / scale + zero` as bytes, rounded half to even; NaN becomes `zero`.
+struct ToBytes<'a> {
+    values: &'a [f32],
+    scale: f32,
+    zero: f32,
+    bytes: &'a mut [u8],
+}
+
+impl Loop for ToBytes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (least, most) = (-self.zero, 255.0 - self.zero);
+        for (byte, &value) in self.bytes.iter_mut().zip(self.values) {
+            let steps = (value / self.scale).round_ties_even();
+            // Comparisons with NaN fail: it is put at zero steps first.
+            let steps = if steps.is_nan() { 0.0 } else { steps };
+            let steps = if steps < least { least } else { steps };
+            let steps = if steps > most { most } else { steps };
+            *byte = (steps + self.zero) as i32 as u8;
+        }
     }
 }

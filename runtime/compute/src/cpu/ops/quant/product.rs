@@ -11,14 +11,14 @@ use smallvec::smallvec;
 use std::borrow::Cow;
 
 thread_local! {
-    static GEMM: GemmExecutor<u8, i8, i32> = GemmExecutor::new();
+    pub(super) static GEMM: GemmExecutor<u8, i8, i32> = GemmExecutor::new();
 }
 
 /// A matrix of bytes and the value in it that means zero: one, or one per row
 /// (left) or column (right).
-struct Side<'a, T: Clone> {
-    values: Cow<'a, [T]>,
-    zeros: Vec<T>,
+pub(super) struct Side<'a, T: Clone> {
+    pub(super) values: Cow<'a, [T]>,
+    pub(super) zeros: Vec<T>,
 }
 
 /// Flips the top bit: the same number 128 further up, or down.
@@ -34,7 +34,11 @@ fn left<'a>(values: &'a Tensor, zeros: Option<&Tensor>, rows: usize) -> Result<S
 }
 
 /// The right factor as `i8`.
-fn right<'a>(values: &'a Tensor, zeros: Option<&Tensor>, columns: usize) -> Result<Side<'a, i8>> {
+pub(super) fn right<'a>(
+    values: &'a Tensor,
+    zeros: Option<&Tensor>,
+    columns: usize,
+) -> Result<Side<'a, i8>> {
     let flip = flip_for(values, DType::I8)?;
     let values = match flipped(cells::<u8>(values)?, flip) {
         Cow::Borrowed(bytes) => Cow::Borrowed(bytemuck::cast_slice(bytes)),
@@ -73,6 +77,11 @@ fn zero_bytes(zeros: Option<&Tensor>, count: usize) -> Result<Vec<u8>> {
         _ if bytes.len() == count => Ok(bytes.to_vec()),
         _ => Err(Error::invalid(format!("{tensor:?} zero points for {count} rows or columns"))),
     }
+}
+
+/// Whether the library's kernel for this machine never saturates.
+pub(super) fn is_exact() -> bool {
+    GEMM.with(|gemm| !gemm.may_saturate())
 }
 
 /// `[rows, depth] · [depth, columns]`, zero points subtracted.
@@ -149,16 +158,16 @@ fn multiply_plainly(
 const MAX_PRODUCTS: usize = 1 << 22;
 
 /// Stacks of matrices that broadcast against each other.
-struct Stack {
-    shape: Shape,
+pub(super) struct Stack {
+    pub(super) shape: Shape,
     /// Offsets of the matrices of each product, in matrices.
     pairs: Vec<(usize, usize)>,
     /// Rows, depth and columns of one product.
-    size: [usize; 3],
+    pub(super) size: [usize; 3],
 }
 
 impl Stack {
-    fn new(a: &[usize], b: &[usize]) -> Result<Self> {
+    pub(super) fn new(a: &[usize], b: &[usize]) -> Result<Self> {
         let (&[ref outer_a @ .., rows, depth], &[ref outer_b @ .., other, columns]) = (a, b) else {
             return Err(Error::unsupported(format!("integer product of {a:?} and {b:?}")));
         };
@@ -195,8 +204,14 @@ impl Stack {
         Ok(Self { shape, pairs, size: [rows, depth, columns] })
     }
 
+    /// Zero points of the left factor for the rows of all products together.
+    pub(super) fn left_zeros(&self, zeros: Option<&Tensor>, rows: usize) -> Result<Vec<u8>> {
+        let each = zero_bytes(zeros, self.size[0])?;
+        Ok(each.iter().copied().cycle().take(rows).collect())
+    }
+
     /// The products as 32-bit sums.
-    fn run(
+    pub(super) fn run(
         &self,
         ctx: &OpContext<'_>,
         a: (&Tensor, Option<&Tensor>),
