@@ -9,7 +9,7 @@
 //! max_batch_size = 64              # rows; requests with more are then refused
 //! preferred_batch_sizes = [8, 16]  # begin at these without waiting for more
 //! max_queue_delay_us = 500         # wait that long for others; default: adapts
-//! instances = 2                    # runs at once; default: adapts
+//! instances = 2                    # runs at once, up to serving.compute_threads; default: adapts
 //! max_queue_requests = 100
 //! max_queue_bytes = 16_777_216
 //! priority_levels = 3              # 1 is the highest

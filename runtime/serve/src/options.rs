@@ -30,8 +30,8 @@ pub struct BatchOptions {
     /// device is free. `None`: not at all while requests come one by one, and
     /// for a fraction of the measured time of a run right after a merged one.
     pub max_queue_delay: Option<Duration>,
-    /// Runs under way at once. `None`: one where merging pays, as many as there
-    /// are threads where it does not.
+    /// Runs under way at once, at most as many as there are threads. `None`: one
+    /// where merging pays, as many as there are threads where it does not.
     pub instances: Option<usize>,
     /// Requests that may wait. Default: the bound of the endpoint alone.
     pub max_queue_requests: usize,

@@ -7,7 +7,9 @@ use crate::stage::Stage;
 use crate::state::State;
 use crate::version_stats::{VersionStats, VersionStatsSnapshot};
 use mortise_host::PluginHealth;
-use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE};
+use mortise_types::{
+    Error, ErrorKind, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE,
+};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -319,8 +321,14 @@ impl Revision {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run_stages(inputs, control)));
         let took = started.elapsed();
         let result = outcome.unwrap_or_else(|panic| Err(self.panicked(&*panic)));
-        if result.is_ok() {
-            self.service_time.record(input_bytes, took);
+        let is_slower = || self.predicted_time(input_bytes).is_none_or(|known| took > known);
+        match &result {
+            Ok(_) => self.service_time.record(input_bytes, took),
+            // It would have taken longer still.
+            Err(error) if error.kind() == ErrorKind::Deadline && is_slower() => {
+                self.service_time.record(input_bytes, took);
+            }
+            Err(_) => {}
         }
         (result.and_then(|outputs| self.check_count(outputs)), took)
     }

@@ -15,6 +15,10 @@ const OLDEST_EVERY: u64 = 8;
 /// that the merged one took, while as many requests as then come back.
 const HOLD_SHARE: u32 = 4;
 
+/// Requests are taken when this many times their predicted time is left to
+/// them: what is taken should be answered, also where a prediction is off.
+const SAFETY: f64 = 1.4;
+
 /// The longest that requests are held back without being told to.
 const MAX_HOLD: Duration = Duration::from_millis(4);
 
@@ -26,6 +30,8 @@ pub(crate) struct BatchQueue<T> {
     /// Runs that may be under way where merging does not pay.
     threads: usize,
     service_time: Arc<ServiceTime>,
+    /// What runs cost: their time, shared among those that ran at once.
+    cost: ServiceTime,
     /// By priority, 1 first; in order of arrival.
     levels: BTreeMap<u64, VecDeque<Waiting<T>>>,
     /// Timed out with [`crate::options::TimeoutAction::Delay`].
@@ -68,8 +74,11 @@ struct Waiting<T> {
 
 struct Running {
     id: u64,
+    bytes: usize,
     started: Instant,
     expected: Duration,
+    /// Runs under way when it began, itself included.
+    beside: usize,
 }
 
 /// Waiting for the clients of a merged run to come back.
@@ -133,6 +142,7 @@ impl<T> BatchQueue<T> {
             options,
             threads: 1,
             service_time,
+            cost: ServiceTime::default(),
             levels: BTreeMap::new(),
             delayed: VecDeque::new(),
             waiting_count: 0,
@@ -192,7 +202,8 @@ impl<T> BatchQueue<T> {
             return Some(Refusal::BytesFull { limit });
         }
         let predicted = self.predicted(now, arrival);
-        let is_late = now.checked_add(predicted).is_some_and(|end| end > arrival.deadline);
+        let end = now.checked_add(predicted.mul_f64(SAFETY));
+        let is_late = end.is_some_and(|end| end > arrival.deadline);
         is_late.then_some(Refusal::TooLate { predicted })
     }
 
@@ -229,11 +240,16 @@ impl<T> BatchQueue<T> {
     ) -> Option<Batch<T>> {
         self.expire(now, dropped);
         loop {
-            let plan = self.plan()?;
+            let plan = self.plan(now)?;
             if self.running.len() >= self.slots(plan.row_bytes)
                 || self.holds_until(now, &plan).is_some()
             {
                 return None;
+            }
+            if self.is_hopeless(now, &plan) {
+                let hopeless = self.take(plan.head)?;
+                dropped.expired.push(hopeless.arrival.payload);
+                continue;
             }
             let batch = self.begin(now, &plan, &is_gone, dropped);
             if batch.is_some() {
@@ -244,7 +260,7 @@ impl<T> BatchQueue<T> {
 
     /// When to poll although nothing comes and no run ends.
     pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let plan = self.plan();
+        let plan = self.plan(now);
         let held = plan.and_then(|plan| match self.running.len() >= self.slots(plan.row_bytes) {
             true => None,
             false => self.holds_until(now, &plan),
@@ -254,7 +270,7 @@ impl<T> BatchQueue<T> {
 
     /// Whether one more thread should come and poll, besides `coming`.
     pub(crate) fn wants_worker(&self, now: Instant, coming: usize) -> bool {
-        let Some(plan) = self.plan() else { return false };
+        let Some(plan) = self.plan(now) else { return false };
         // A worker takes a whole batch: a second one is for what that leaves.
         let is_left = coming == 0 || self.waiting_count > coming.saturating_mul(plan.count);
         is_left
@@ -266,6 +282,9 @@ impl<T> BatchQueue<T> {
         let Some(index) = self.running.iter().position(|run| run.id == finished.id) else { return };
         let run = self.running.swap_remove(index);
         let took = now.saturating_duration_since(run.started);
+        // Those that began later count half: they were there for a part of it.
+        let beside = (run.beside + self.running.len() + 1) as f64 / 2.0;
+        self.cost.record(run.bytes, took.div_f64(beside));
         self.hold = (finished.members > 1)
             .then(|| Hold { until: now + (took / HOLD_SHARE).min(MAX_HOLD), rows: finished.rows });
     }
@@ -370,7 +389,7 @@ impl<T> BatchQueue<T> {
     }
 
     /// The batch that would begin now; `None` when nothing waits.
-    fn plan(&self) -> Option<Plan> {
+    fn plan(&self, now: Instant) -> Option<Plan> {
         let head = self.head()?;
         let first = self.at(head)?;
         let row_bytes = first.arrival.row_bytes();
@@ -385,11 +404,12 @@ impl<T> BatchQueue<T> {
             if self.options.preferred_batch_sizes.contains(&plan.rows) {
                 preferred = Some(plan);
             }
-            plan.is_full = plan.rows + waiting.arrival.rows > cap;
+            let larger = plan.with(waiting);
+            plan.is_full = larger.rows > cap || self.is_too_long(now, &larger);
             if plan.is_full {
                 break;
             }
-            plan.add(waiting);
+            plan = larger;
             plan.is_full = plan.rows >= cap;
         }
         if self.options.preferred_batch_sizes.contains(&plan.rows) {
@@ -433,6 +453,19 @@ impl<T> BatchQueue<T> {
         (until > now).then_some(until)
     }
 
+    /// Whether a run would end after the deadline of one of its members.
+    fn is_too_long(&self, now: Instant, plan: &Plan) -> bool {
+        let run = self.predicted_run(plan.rows, plan.row_bytes);
+        now.checked_add(run).is_none_or(|end| end > plan.deadline)
+    }
+
+    /// Whether the head would run in vain while others could be answered. When
+    /// it is all there is, it runs: the prediction may be old.
+    fn is_hopeless(&self, now: Instant, plan: &Plan) -> bool {
+        let is_alone = self.waiting_count == 1 && self.running.is_empty();
+        plan.count == 1 && !is_alone && self.is_too_long(now, plan)
+    }
+
     /// Takes the planned batch out of the queue. `None` when all of it is gone.
     fn begin(
         &mut self,
@@ -456,7 +489,9 @@ impl<T> BatchQueue<T> {
         self.hold = None;
         let expected = self.predicted_run(plan.rows, plan.row_bytes);
         let id = self.begun_count;
-        self.running.push(Running { id, started: now, expected });
+        let bytes = bytes_of(plan.rows, plan.row_bytes);
+        let beside = self.running.len() + 1;
+        self.running.push(Running { id, bytes, started: now, expected, beside });
         Some(Batch { id, members })
     }
 
@@ -479,8 +514,7 @@ impl<T> BatchQueue<T> {
     }
 
     fn predicted_run(&self, rows: usize, row_bytes: u64) -> Duration {
-        let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX);
-        self.service_time.predict(row_bytes.saturating_mul(rows)).unwrap_or_default()
+        self.service_time.predict(bytes_of(rows, row_bytes)).unwrap_or_default()
     }
 
     /// Most rows of a run for requests of `row_bytes` a row.
@@ -493,15 +527,14 @@ impl<T> BatchQueue<T> {
             return max;
         }
         let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1);
-        let worthwhile =
-            self.service_time.worthwhile_bytes(row_bytes, row_bytes.saturating_mul(max));
+        let worthwhile = self.cost.worthwhile_bytes(row_bytes, row_bytes.saturating_mul(max));
         (worthwhile / row_bytes).clamp(1, max)
     }
 
     /// Runs that may be under way at once.
     fn slots(&self, row_bytes: u64) -> usize {
         if let Some(instances) = self.options.instances {
-            return instances.max(1);
+            return instances.clamp(1, self.threads);
         }
         match self.cap_rows(row_bytes) {
             1 => self.threads,
@@ -557,11 +590,14 @@ impl Plan {
         }
     }
 
-    fn add<T>(&mut self, waiting: &Waiting<T>) {
-        self.count += 1;
-        self.rows += waiting.arrival.rows;
-        self.oldest = self.oldest.min(waiting.since);
-        self.deadline = self.deadline.min(waiting.arrival.deadline);
+    fn with<T>(self, waiting: &Waiting<T>) -> Self {
+        Self {
+            count: self.count + 1,
+            rows: self.rows + waiting.arrival.rows,
+            oldest: self.oldest.min(waiting.since),
+            deadline: self.deadline.min(waiting.arrival.deadline),
+            ..self
+        }
     }
 }
 
@@ -580,6 +616,10 @@ impl Running {
     fn left(&self, now: Instant) -> Duration {
         self.expected.saturating_sub(now.saturating_duration_since(self.started))
     }
+}
+
+fn bytes_of(rows: usize, row_bytes: u64) -> usize {
+    usize::try_from(row_bytes).unwrap_or(usize::MAX).saturating_mul(rows)
 }
 
 fn rows_of<T>(queue: &VecDeque<Waiting<T>>) -> usize {

@@ -191,13 +191,34 @@ fn what_would_come_too_late_is_refused_unless_the_model_is_idle() {
     assert!(scene.queue.push(scene.now, hopeless).is_ok(), "it may have become faster");
     assert_eq!(scene.poll(), ["x"]);
     // 10 ms are left of the run, and then it takes 10 ms itself.
-    let late = within(&scene, ms(19));
+    let late = within(&scene, ms(27));
     let refusal = scene.queue.push(scene.now, late).err();
     assert_eq!(refusal, Some(Refusal::TooLate { predicted: ms(20) }));
-    let fits = within(&scene, ms(21));
+    let fits = within(&scene, ms(29));
     assert!(scene.queue.push(scene.now, fits).is_ok());
-    let behind_it = within(&scene, ms(29));
+    let behind_it = within(&scene, ms(41));
     assert!(scene.queue.push(scene.now, behind_it).is_err());
+    let behind_it = within(&scene, ms(43));
+    assert!(scene.queue.push(scene.now, behind_it).is_ok());
+    // The run takes longer than predicted: the next would come too late, and
+    // makes room for the one after it.
+    scene.now += ms(22);
+    scene.finish(1, 1);
+    let mut dropped = Dropped::default();
+    let batch = scene.queue.poll(scene.now, |_| false, &mut dropped);
+    assert_eq!((batch.map(|batch| batch.members.len()), dropped.expired.len()), (Some(1), 1));
+}
+
+#[test]
+fn a_batch_grows_no_larger_than_its_deadlines_allow() {
+    let mut scene = Scene::new(of_max(8));
+    scene.queue.service_time.record(ROW_BYTES as usize, ms(10));
+    for _ in 0..4 {
+        let arrival = Arrival { deadline: scene.now + ms(90), ..scene.arrival("x", 0) };
+        assert!(scene.queue.push(scene.now, arrival).is_ok());
+    }
+    scene.now += ms(55);
+    assert_eq!(scene.poll().len(), 3, "35 ms are left, and a row takes 10");
 }
 
 #[test]

@@ -194,7 +194,10 @@ impl World {
 
     fn settle(&mut self, now: Instant, dropped: Dropped<usize>) {
         for id in dropped.expired {
-            assert!(now >= self.requests[id].deadline, "expired early");
+            let request = &self.requests[id];
+            let bytes = request.rows * request.width * 4;
+            let run = self.queue.service_time.predict(bytes).unwrap_or_default();
+            assert!(now + run >= request.deadline, "expired although there was time");
             self.end(id, Fate::Expired);
         }
         for id in dropped.gone {
@@ -227,7 +230,7 @@ impl World {
             assert!(rows <= self.options.max_rows(), "{rows} rows");
             assert!(self.queue.can_merge);
         }
-        let limit = self.options.instances.unwrap_or(self.threads);
+        let limit = self.options.instances.map_or(self.threads, |most| most.min(self.threads));
         assert!(self.running.len() < limit, "more than {limit} runs");
         for member in &batch.members {
             let request = &self.requests[member.payload];
