@@ -79,9 +79,9 @@ struct Measured {
 
 fn requests() -> Vec<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(6);
-    let mut row = || -> Vec<f32> { (0..32).map(|_| random.f32()).collect() };
+    let mut row = || -> Vec<f32> { (0..onnx::HEAVY_COLUMNS).map(|_| random.f32()).collect() };
     let request = |_| {
-        let (body, header_bytes) = infer::binary_fp32("x", 32, &row());
+        let (body, header_bytes) = infer::binary_fp32("x", onnx::HEAVY_COLUMNS, &row());
         let length = header_bytes.to_string();
         let headers = [("inference-header-content-length", length.as_str())];
         http1::request("POST", &infer::path(ENDPOINT), &headers, &body)
@@ -122,7 +122,8 @@ fn recovery(server: &Server, single_us: f64) -> Result<Duration> {
         Some(request[at + 4..].to_vec())
     };
     let body = body(&requests[0]).context("a request without a body")?;
-    let length = infer::binary_fp32("x", 32, &[0.5; 32]).1.to_string();
+    let length =
+        infer::binary_fp32("x", onnx::HEAVY_COLUMNS, &[0.5; onnx::HEAVY_COLUMNS]).1.to_string();
     let headers = [("inference-header-content-length", length.as_str())];
     while good_count < 10 {
         ensure!(started.elapsed() < Duration::from_secs(60), "the server does not recover");

@@ -238,7 +238,10 @@ fn layer_name(layer: usize) -> String {
     if layer == 0 { "x".to_owned() } else { format!("h{layer}") }
 }
 
-/// A model of `x` `[N, 32]` to `y` `[N, 32]` that computes for long on little
+/// Numbers in a row of [`heavy`]'s input.
+pub const HEAVY_COLUMNS: usize = 128;
+
+/// A model of `x` `[N, 128]` to `y` `[N, 128]` that computes for long on little
 /// data: each number becomes a row of `width`, which goes through `layers`
 /// square layers. Merging gains nothing, since one request fills the kernels.
 pub fn heavy(layers: usize, width: usize) -> Vec<u8> {
@@ -248,9 +251,9 @@ pub fn heavy(layers: usize, width: usize) -> Vec<u8> {
         repeat_with(|| (random.f32() * 2.0 - 1.0) * scale).take(count as usize).collect()
     };
     let mut graph = Graph::default()
-        .input("x", &[-1, 32])
-        .output("y", &[-1, 32])
-        .int64s("column", &[3], &[-1, 32, 1])
+        .input("x", &[-1, HEAVY_COLUMNS as i64])
+        .output("y", &[-1, HEAVY_COLUMNS as i64])
+        .int64s("column", &[3], &[-1, HEAVY_COLUMNS as i64, 1])
         .floats("spread", &[1, 1, width], &many(width))
         .node("Reshape", &["x", "column"], &["c"])
         .node("Mul", &["c", "spread"], &["h0"]);
