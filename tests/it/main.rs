@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod deployments;
 mod devices;
+mod dtypes;
 mod graph_bombs;
 mod guests;
 mod protocol;

@@ -5,6 +5,7 @@ use crate::toolchain::{HostToolchain, Toolchain};
 use mortise_host::{Host, PluginLimits};
 use mortise_serve::Registry;
 use mortise_types::Bytes;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,10 @@ pub struct DeployConfig {
     /// Created when missing, readable by the owner only. One process owns it.
     pub store_dir: PathBuf,
     pub limits: DeployLimits,
-    /// For every plugin of every deployment.
+    /// For every plugin of every deployment that has none of its own.
     pub plugin_limits: PluginLimits,
+    /// By the name of the plugin.
+    pub limits_by_plugin: HashMap<String, PluginLimits>,
     /// Checks, compiles and loads plugins.
     pub toolchain: Arc<dyn Toolchain>,
     pub registry: Arc<Registry>,
@@ -33,6 +36,7 @@ impl DeployConfig {
             store_dir,
             limits: DeployLimits::default(),
             plugin_limits: PluginLimits::default(),
+            limits_by_plugin: HashMap::new(),
             toolchain: Arc::new(HostToolchain::new(host)),
             registry,
             builtins: Vec::new(),

@@ -77,6 +77,7 @@ impl Deployer {
                 ledger: Ledger::new(config.limits.max_model_memory_bytes),
                 limits: config.limits,
                 plugin_limits: config.plugin_limits,
+                limits_by_plugin: config.limits_by_plugin,
                 builtins: builtins.collect(),
             },
         });

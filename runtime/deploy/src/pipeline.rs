@@ -38,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) limits: DeployLimits,
     pub(crate) plugin_limits: PluginLimits,
+    pub(crate) limits_by_plugin: HashMap<String, PluginLimits>,
     pub(crate) builtins: HashMap<String, Builtin>,
 }
 
@@ -261,7 +262,7 @@ impl Subject<'_> {
             endpoint: self.endpoint.clone(),
             config_json: Value::Object(part.config.clone()).to_string(),
             assets: self.assets(&part.assets)?,
-            limits: self.ctx.plugin_limits.clone(),
+            limits: self.ctx.limits_of(&part.plugin).clone(),
             runner: self.ctx.registry.runner(),
         })
     }
@@ -289,19 +290,21 @@ impl Subject<'_> {
         self.parts().flat_map(|(part, _)| &part.assets).map(|asset| asset.size_bytes).sum()
     }
 
-    fn instance_bytes(&self, count: usize) -> u64 {
-        count as u64 * self.ctx.plugin_limits.instances as u64 * INSTANCE_BYTES
+    fn instance_bytes(&self, plugin: &str) -> u64 {
+        self.ctx.limits_of(plugin).instances as u64 * INSTANCE_BYTES
     }
 
     /// Before anything is loaded: the files, a packed copy of each, instances.
     fn expected_bytes(&self) -> u64 {
-        self.asset_bytes() * 2 + self.instance_bytes(self.parts().count())
+        let instances: u64 = self.parts().map(|(part, _)| self.instance_bytes(&part.plugin)).sum();
+        self.asset_bytes() * 2 + instances
     }
 
     /// Once it is known what the graphs take and which plugins stay.
     fn actual_bytes(&self, revision: &Revision) -> u64 {
-        let custom = revision.stages().iter().filter(|stage| stage.is_custom()).count();
-        self.asset_bytes() + revision.memory_bytes() + self.instance_bytes(custom)
+        let custom = revision.stages().iter().filter(|stage| stage.is_custom());
+        let instances: u64 = custom.map(|stage| self.instance_bytes(&stage.name)).sum();
+        self.asset_bytes() + revision.memory_bytes() + instances
     }
 }
 
@@ -400,6 +403,10 @@ impl Intake<'_> {
 }
 
 impl Context {
+    pub(crate) fn limits_of(&self, plugin: &str) -> &PluginLimits {
+        self.limits_by_plugin.get(plugin).unwrap_or(&self.plugin_limits)
+    }
+
     /// Takes the policies of a rollout into the store.
     ///
     /// # Errors

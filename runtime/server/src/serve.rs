@@ -143,6 +143,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
         let deployer = Deployer::open(DeployConfig {
             limits: config.deploy.clone(),
             plugin_limits: config.plugins.clone(),
+            limits_by_plugin: config.limits_by_plugin.clone(),
             builtins: embedded::plugins(),
             observer: stages,
             hooks: Arc::new(WebHooks::new()),

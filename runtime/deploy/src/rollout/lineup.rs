@@ -64,7 +64,7 @@ impl Context {
             plugin: part.plugin.clone(),
             endpoint: endpoint.to_string(),
             config_json: Value::Object(part.config.clone()).to_string(),
-            limits: self.plugin_limits.clone(),
+            limits: self.limits_of(&part.plugin).clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 use crate::fixture::{Fixture, config};
-use mortise_deploy::Deployer;
-use mortise_types::ErrorKind;
+use mortise_deploy::{BuiltinPlugin, Deployer, PluginRef};
+use mortise_types::{Bytes, ErrorKind};
 use std::fs;
 use std::path::Path;
 
@@ -40,6 +40,20 @@ fn a_directory_that_cannot_be_used_is_named() {
     fs::write(&file, "").unwrap();
     let error = Deployer::open(config(&file.join("store")).0).err().unwrap();
     assert!(error.message().contains("file/store"), "{error}");
+}
+
+#[test]
+fn what_comes_with_the_program_is_no_upload() {
+    let dir = tempfile::tempdir().unwrap();
+    let component = Bytes::from_static(b"model 7 longer than any upload may be");
+    let fixture = Fixture::open_with(dir.path(), |config| {
+        config.limits.max_artifact_bytes = 10;
+        config.builtins = vec![BuiltinPlugin { name: "own".into(), component }];
+    });
+    let mut request = fixture.request("sum", "model 1");
+    request.plugin = PluginRef::Builtin("own".into());
+    fixture.deployer.deploy(request).unwrap();
+    assert_eq!(fixture.ask("sum").unwrap(), 7.0);
 }
 
 #[test]

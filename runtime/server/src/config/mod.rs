@@ -23,7 +23,9 @@ pub(crate) fn load(path: Option<&Path>) -> Result<Raw> {
 }
 
 fn parse(text: &str) -> Result<Raw> {
-    let table: toml::Table = toml::from_str(text)?;
+    let mut table: toml::Table = toml::from_str(text)?;
+    // Its names are those of plugins, and its keys are checked on their own.
+    table.remove("plugin");
     unknown::refuse(&table, &Raw::default().to_table())?;
     Ok(toml::from_str(text)?)
 }
@@ -49,6 +51,26 @@ mod tests {
             let message = parse(text).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(message.contains(want), "{text:?}: {message}");
             assert_eq!(message.is_empty(), want.is_empty(), "{text:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn plugins_have_bounds_of_their_own() {
+        let text = "[plugins]\ncall_timeout_ms = 70\n[plugin.tabular]\ninstances = 9";
+        let resolved = Resolved::new(&parse(text).unwrap(), "store".into()).unwrap();
+        let tabular = &resolved.limits_by_plugin["tabular"];
+        let millis = |limits: &mortise_host::PluginLimits| limits.call_timeout.as_millis();
+        assert_eq!((tabular.instances, millis(tabular)), (9, 70));
+        assert_eq!((resolved.plugins.instances, millis(&resolved.plugins)), (4, 70));
+        for (text, want) in [
+            ("instnces = 9", "in [plugin.x]: unknown key `instnces`; did you mean `instances`?"),
+            ("max_cache_bytes = 9", "unknown key `max_cache_bytes`"),
+            ("instances = 0", "in [plugin.x]: plugins.instances"),
+            ("instances = \"many\"", "in [plugin.x]"),
+        ] {
+            let raw = parse(&format!("[plugin.x]\n{text}")).unwrap();
+            let error = Resolved::new(&raw, "store".into()).err().unwrap();
+            assert!(format!("{error:#}").contains(want), "{text}: {error:#}");
         }
     }
 

@@ -1,3 +1,5 @@
+use super::unknown;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -48,6 +50,9 @@ pub(crate) struct Raw {
     pub(crate) admin: Admin,
     pub(crate) serving: Serving,
     pub(crate) plugins: Plugins,
+    /// Keys of `plugins` for one plugin each, by its name.
+    #[serde(skip_serializing)]
+    pub(crate) plugin: toml::Table,
     pub(crate) deploy: Deploy,
     pub(crate) server: Server,
 }
@@ -183,6 +188,8 @@ section! {
         /// Graphs predicted to run shorter than this run where the request was
         /// received.
         in_place_below_us: u64 = 200,
+        /// How long a replaced revision is kept for its open sequences.
+        sequence_drain_timeout_ms: u64 = 60_000,
         /// Iterations of ONNX loops in one request.
         max_loop_iterations: u64 = 1_000_000,
     }
@@ -190,7 +197,9 @@ section! {
 
 section! {
     /// Bounds on each plugin. A plugin that hits one fails the request or the
-    /// deployment, and the error names the bound.
+    /// deployment, and the error names the bound. What one plugin needs else
+    /// stands under its name: `[plugin.tabular]`, then `instances = 8`. The
+    /// bounds on compiling and on the cache are for all plugins alone.
     Plugins {
         /// Time inside the plugin in one call; time of graphs that the host
         /// runs for it does not count.
@@ -287,7 +296,32 @@ section! {
     }
 }
 
+/// Keys of [`Plugins`] that are of no plugin alone.
+const FOR_ALL_PLUGINS: [&str; 3] =
+    ["compile_timeout_ms", "compile_memory_bytes", "max_cache_bytes"];
+
 impl Raw {
+    /// The settings of each plugin that has some of its own: `plugins`, with
+    /// what stands under the plugin's name in place of it.
+    ///
+    /// # Errors
+    /// When a key is unknown or its value is of the wrong type; names it.
+    pub(crate) fn by_plugin(&self) -> Result<Vec<(String, Self)>> {
+        let common = toml::Table::try_from(&self.plugins)?;
+        let mut known = common.clone();
+        FOR_ALL_PLUGINS.iter().for_each(|key| drop(known.remove(*key)));
+        let settings = self.plugin.iter().map(|(name, own)| {
+            let place = || format!("in [plugin.{name}]");
+            let own = own.as_table().with_context(|| format!("{} must be a section", place()))?;
+            unknown::refuse(own, &known).with_context(place)?;
+            let mut merged = common.clone();
+            merged.extend(own.clone());
+            let plugins = merged.try_into().with_context(place)?;
+            Ok((name.clone(), Self { plugins, ..self.clone() }))
+        });
+        settings.collect()
+    }
+
     /// Every key with its value.
     pub(crate) fn to_table(&self) -> toml::Table {
         // Plain structs of strings, numbers and booleans always convert.

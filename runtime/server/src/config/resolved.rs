@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use mortise_deploy::DeployLimits;
 use mortise_host::{CompileLimits, PluginLimits};
 use mortise_serve::ServeConfig;
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) struct Resolved {
     pub(crate) serving: ServeConfig,
     pub(crate) device: DeviceChoice,
     pub(crate) plugins: PluginLimits,
+    /// Of plugins that have some of their own, by name.
+    pub(crate) limits_by_plugin: HashMap<String, PluginLimits>,
     pub(crate) compile: CompileSettings,
     pub(crate) deploy: DeployLimits,
     pub(crate) worker_threads: usize,
@@ -189,6 +192,7 @@ impl Resolved {
             serving: serving(raw),
             device: raw.serving.device.parse().context("serving.device")?,
             plugins: plugins(&raw.plugins),
+            limits_by_plugin: limits_by_plugin(raw)?,
             compile: CompileSettings {
                 limits: CompileLimits {
                     timeout: Duration::from_millis(raw.plugins.compile_timeout_ms),
@@ -228,9 +232,18 @@ fn serving(raw: &Raw) -> ServeConfig {
         max_admitted_bytes: raw.serving.max_admitted_bytes,
         in_place_below: Duration::from_micros(raw.serving.in_place_below_us),
         default_timeout: Duration::from_millis(raw.http.request_timeout_ms),
+        sequence_drain_timeout: Duration::from_millis(raw.serving.sequence_drain_timeout_ms),
         max_loop_iterations: raw.serving.max_loop_iterations,
         ..ServeConfig::default()
     }
+}
+
+fn limits_by_plugin(raw: &Raw) -> Result<HashMap<String, PluginLimits>> {
+    let own = raw.by_plugin()?.into_iter().map(|(name, raw)| {
+        refuse_zeros(&raw).with_context(|| format!("in [plugin.{name}]"))?;
+        Ok((name, plugins(&raw.plugins)))
+    });
+    own.collect()
 }
 
 fn plugins(raw: &raw::Plugins) -> PluginLimits {
