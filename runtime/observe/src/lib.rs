@@ -4,8 +4,13 @@
 //! Handles are made once; counting is one atomic addition. No histogram goes
 //! through the exporter: it would keep every sample until the next scrape.
 
+mod histogram;
+
+use histogram::Histogram;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The server's own counters.
 pub struct Observer {
@@ -18,6 +23,9 @@ pub struct Observer {
 #[derive(Clone)]
 pub struct HttpCounters {
     pub connections: ConnectionCounters,
+    decode_ns: Counter,
+    encode_ns: Counter,
+    overhead: Arc<Histogram>,
     request_body_bytes: Counter,
     response_body_bytes: Counter,
     /// One for each of [`STATUSES`], and one for all others.
@@ -42,6 +50,16 @@ pub struct ConnectionCounters {
     timed_out: Counter,
     evicted: Counter,
     failed_handshakes: Counter,
+}
+
+/// Time that a listener took for one inference.
+#[derive(Clone, Copy, Debug)]
+pub struct Overhead {
+    pub decode: Duration,
+    pub encode: Duration,
+    /// From the received body to the encoded reply, without waiting for a
+    /// thread and running the model.
+    pub total: Duration,
 }
 
 /// The statuses that are counted by name.
@@ -92,7 +110,13 @@ impl Observer {
 
     /// All counters in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.exporter.render()
+        let mut page = self.exporter.render();
+        self.http.overhead.render(
+            &mut page,
+            "mortise_http_overhead_seconds",
+            "time from a received body to its encoded reply, without waiting and running",
+        );
+        page
     }
 }
 
@@ -180,16 +204,29 @@ impl GrpcCounters {
 
 impl HttpCounters {
     fn register() -> Self {
+        describe_counter!("mortise_http_decode_nanoseconds_total", "decoding requests");
+        describe_counter!("mortise_http_encode_nanoseconds_total", "encoding replies");
         describe_counter!("mortise_http_request_body_bytes_total", "bodies read, decompressed");
         describe_counter!("mortise_http_response_body_bytes_total", "bodies of infer replies");
         describe_counter!("mortise_http_responses_total", "responses by status");
         let by_status = |status| counter!("mortise_http_responses_total", "status" => status);
         Self {
             connections: ConnectionCounters::register("http"),
+            decode_ns: counter!("mortise_http_decode_nanoseconds_total"),
+            encode_ns: counter!("mortise_http_encode_nanoseconds_total"),
+            overhead: Arc::default(),
             request_body_bytes: counter!("mortise_http_request_body_bytes_total"),
             response_body_bytes: counter!("mortise_http_response_body_bytes_total"),
             responses: STATUSES.iter().map(|row| row.1).chain(["other"]).map(by_status).collect(),
         }
+    }
+
+    /// Counts one answered inference: what the listener itself took for it.
+    pub fn answered(&self, spent: Overhead) {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.decode_ns.increment(ns(spent.decode));
+        self.encode_ns.increment(ns(spent.encode));
+        self.overhead.record(spent.total);
     }
 
     pub fn body_read(&self, bytes: usize) {

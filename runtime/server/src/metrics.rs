@@ -1,13 +1,18 @@
 //! The metrics listener: `GET /metrics` in Prometheus' text format.
 
+mod machine;
+mod triton;
+
 use crate::app::App;
 use crate::control::{Handler, Reply, reply};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use machine::Machine;
 use mortise_host::PluginStats;
 use mortise_serve::{
-    Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot, Variant, VariantStatsSnapshot,
+    DurationCount, Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot, Variant,
+    VariantStatsSnapshot, VersionStatsSnapshot,
 };
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,14 +20,21 @@ use std::sync::Arc;
 const TEXT: &str = "text/plain; version=0.0.4";
 
 pub(crate) struct Metrics {
-    pub(crate) app: Arc<App>,
+    app: Arc<App>,
+    machine: Machine,
+}
+
+impl Metrics {
+    pub(crate) fn new(app: Arc<App>) -> Arc<Self> {
+        Arc::new(Self { app, machine: Machine::default() })
+    }
 }
 
 impl Handler for Metrics {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/metrics") => {
-                reply(StatusCode::OK, TEXT, Bytes::from(render(&self.app)))
+                reply(StatusCode::OK, TEXT, Bytes::from(render(&self.app, &self.machine)))
             }
             _ => reply(StatusCode::NOT_FOUND, TEXT, Bytes::from_static(b"try GET /metrics\n")),
         }
@@ -33,14 +45,20 @@ impl Handler for Metrics {
 struct Row {
     endpoint: Arc<Endpoint>,
     stats: StatsSnapshot,
+    /// One for each version, ascending.
+    versions: Vec<VersionStatsSnapshot>,
 }
 
-fn render(app: &App) -> String {
+fn render(app: &App, machine: &Machine) -> String {
     let rows: Vec<Row> = app
         .registry
         .list()
         .into_iter()
-        .map(|endpoint| Row { stats: endpoint.stats(), endpoint })
+        .map(|endpoint| {
+            let mut versions = endpoint.version_stats();
+            versions.sort_by_key(|stats| stats.version);
+            Row { stats: endpoint.stats(), versions, endpoint }
+        })
         .collect();
     let mut page = Page::default();
     page.family("mortise_ready", "gauge", "1 when the server takes requests");
@@ -53,9 +71,13 @@ fn render(app: &App) -> String {
     endpoint_gauges(&mut page, &rows);
     endpoint_counters(&mut page, &rows);
     latency(&mut page, &rows);
+    stages(&mut page, &rows);
+    batches(&mut page, &rows);
     plugins(&mut page, &rows);
     variants(&mut page, &rows);
     routers(&mut page, &rows);
+    triton::render(&mut page, &rows);
+    machine.render(&mut page);
     page.0.push_str(&app.observer.render());
     page.0
 }
@@ -132,6 +154,54 @@ fn latency(page: &mut Page, rows: &[Row]) {
         let seconds = row.stats.latency_sum_us as f64 / 1e6;
         page.line(&format!("{NAME}_sum"), &row.labels(), seconds);
         page.line(&format!("{NAME}_count"), &row.labels(), total);
+    }
+}
+
+/// What is read from a version's statistics for one stage.
+type StageReading = fn(&VersionStatsSnapshot) -> DurationCount;
+
+const STAGES: [(&str, StageReading); 4] = [
+    ("queue", |v| v.queue),
+    ("input", |v| v.compute_input),
+    ("compute", |v| v.compute_infer),
+    ("output", |v| v.compute_output),
+];
+
+/// Where the time of requests goes; decoding and encoding are the listeners'
+/// to tell.
+fn stages(page: &mut Page, rows: &[Row]) {
+    page.family("mortise_stage_seconds_total", "counter", "time of answered requests by stage");
+    for (labels, version) in rows.iter().flat_map(Row::by_version) {
+        for (stage, read) in STAGES {
+            let seconds = read(version).total_ns as f64 / 1e9;
+            let labels = format!("{labels},stage=\"{stage}\"");
+            page.line("mortise_stage_seconds_total", &labels, seconds);
+        }
+    }
+    page.family("mortise_queued_bytes", "gauge", "bytes of inputs that wait");
+    for (labels, version) in rows.iter().flat_map(Row::by_version) {
+        page.line("mortise_queued_bytes", &labels, version.queued_bytes);
+    }
+    page.family("mortise_model_memory_bytes", "gauge", "weights and working memory of graphs");
+    for row in rows {
+        if let Some(revision) = row.endpoint.live() {
+            page.line("mortise_model_memory_bytes", &row.labels(), revision.memory_bytes());
+        }
+    }
+}
+
+fn batches(page: &mut Page, rows: &[Row]) {
+    page.family("mortise_runs_total", "counter", "runs by their rows, above 64 by powers of two");
+    for (labels, version) in rows.iter().flat_map(Row::by_version) {
+        for batch in &version.batches {
+            let labels = format!("{labels},rows=\"{}\"", batch.batch_size);
+            page.line("mortise_runs_total", &labels, batch.compute_infer.count);
+        }
+    }
+    page.family("mortise_run_seconds_total", "counter", "time that runs held device or plugin");
+    for (labels, version) in rows.iter().flat_map(Row::by_version) {
+        let total_ns: u64 = version.batches.iter().map(|batch| batch.compute_infer.total_ns).sum();
+        page.line("mortise_run_seconds_total", &labels, total_ns as f64 / 1e9);
     }
 }
 
@@ -236,6 +306,12 @@ impl Row {
             Some((labels, stage.plugin_stats()?))
         };
         stages.filter_map(of_stage).collect()
+    }
+
+    /// The labels and counts of each version.
+    fn by_version(&self) -> impl Iterator<Item = (String, &VersionStatsSnapshot)> {
+        let labels = self.labels();
+        self.versions.iter().map(move |v| (format!("{labels},version=\"{}\"", v.version), v))
     }
 
     /// Names of endpoints hold no character that would need escaping.

@@ -103,7 +103,7 @@ where
         shutdown.clone(),
     ));
     tasks.spawn(control::serve(listeners.admin, admin, shutdown.clone()));
-    let metrics = Arc::new(Metrics { app: app.clone() });
+    let metrics = Metrics::new(app.clone());
     tasks.spawn(control::serve(listeners.metrics, metrics, shutdown));
     let reloading = tokio::spawn(reload::watch(app.tls.clone(), app.keys.clone()));
 

@@ -9,6 +9,7 @@ use crate::plane::{is_large, off_worker};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
+use mortise_observe::Overhead;
 use mortise_serve::{InferAnswer, Revision};
 use mortise_types::{Error, Result, Signature, Tensor};
 use mortise_wire::{Encoded, InferReply, InferRequest, decode_infer, encode_infer};
@@ -72,12 +73,20 @@ async fn respond(
     let header_length = header_length(&head.headers)?;
     // Only a raw request takes its shape from the model.
     let live = (header_length == Some(0)).then(|| endpoint.live()).flatten();
+    let received = Instant::now();
     let mut request = decode(plane, body, header_length, live).await?;
+    let decoded = Instant::now();
     let asked =
         Asked { name, version, arrived, latest, headers: &head.headers, client: client.as_ref() };
     let answer = plane.infer(asked, &mut request).await?;
-    let origin = Origin::of(&answer);
-    Ok((encode(plane, name, answer, request).await?, origin))
+    let (origin, timings) = (Origin::of(&answer), answer.timings);
+    let answered = Instant::now();
+    let encoded = encode(plane, name, answer, request).await?;
+    let (decode, encode) = (decoded - received, answered.elapsed());
+    let elsewhere = timings.queue + timings.compute_infer;
+    let total = received.elapsed().saturating_sub(elsewhere);
+    plane.observer.http.answered(Overhead { decode, encode, total });
+    Ok((encoded, origin))
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
