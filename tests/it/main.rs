@@ -3,9 +3,12 @@
 
 mod bad_input;
 mod command_line;
+mod credentials;
 mod deployments;
 mod devices;
+mod draining;
 mod dtypes;
+mod faults;
 mod graph_bombs;
 mod guests;
 mod protocol;

@@ -35,6 +35,11 @@ impl Response {
         String::from_utf8_lossy(&self.body[..self.body.len().min(2_000)]).into_owned()
     }
 
+    /// The whole body as text.
+    pub fn text_whole(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     /// # Errors
     /// The status is not 2xx; the error carries the body.
     pub fn ok(self) -> Result<Self> {
@@ -188,6 +193,21 @@ impl Client {
         response.with_context(|| format!("POST {path}"))
     }
 
+    /// Opens the connection if there is none. Requests do so themselves.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub fn connect(&mut self) -> Result<()> {
+        if self.stream.is_none() {
+            let stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(self.timeout))?;
+            stream.set_write_timeout(Some(self.timeout))?;
+            self.stream = Some(stream);
+        }
+        Ok(())
+    }
+
     /// Sends bytes as they are and reads one response.
     ///
     /// # Errors
@@ -205,13 +225,7 @@ impl Client {
         bytes: &[u8],
         on_body: &mut dyn FnMut(&[u8]),
     ) -> Result<Response> {
-        if self.stream.is_none() {
-            let stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(self.timeout))?;
-            stream.set_write_timeout(Some(self.timeout))?;
-            self.stream = Some(stream);
-        }
+        self.connect()?;
         let stream = self.stream.as_mut().context("a stream was just opened")?;
         // A server may answer, and stop reading, before it has the whole body.
         let written = stream.write_all(bytes);

@@ -143,6 +143,19 @@ impl Server {
         Ok(())
     }
 
+    /// `kill -TERM`: the server is to finish its requests and end.
+    ///
+    /// # Errors
+    /// The process does not exist any more.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = libc::pid_t::try_from(self.pid())?;
+        // SAFETY: sends a signal to a child that was not waited for yet.
+        match unsafe { libc::kill(pid, libc::SIGTERM) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().into()),
+        }
+    }
+
     /// Whether the process still runs.
     ///
     /// # Errors
