@@ -4,6 +4,8 @@
 //! virtual im2col matrix; pointwise ones as a plain product; depthwise ones
 //! directly. Everything else (3-D, f64, f16) unrolls patches explicitly.
 
+mod winograd;
+
 use super::elementwise::{Activation, writable};
 use super::matmul::fused_activation;
 use super::window::{AutoPad, Dims, Pads, Window, WindowAttributes};
@@ -16,6 +18,7 @@ use rten_gemm::{
 };
 use rten_tensor::{Matrix, NdTensorView};
 use smallvec::smallvec;
+use winograd::Winograd;
 
 pub(crate) const ENTRIES: &[Entry] = &[
     Entry { op: "Conv", since: 1, build: Conv::build },
@@ -36,6 +39,8 @@ struct Conv {
     groups: usize,
     /// Weights of each group, packed at compile time when they are constant.
     packed: Vec<PackedAMatrix<f32>>,
+    /// In place of `packed` where it is faster for most images.
+    winograd: Option<Winograd>,
     activation: Option<Activation>,
 }
 
@@ -55,6 +60,7 @@ impl Conv {
             window: WindowAttributes::parse(node)?,
             groups: parse_groups(node)?,
             packed: Vec::new(),
+            winograd: None,
             activation: None,
         }))
     }
@@ -65,6 +71,7 @@ impl Conv {
             window: WindowAttributes::parse(node)?,
             groups: parse_groups(node)?,
             packed: Vec::new(),
+            winograd: None,
             activation: fused_activation(&Attributes(node))?,
         }))
     }
@@ -111,6 +118,10 @@ impl Conv {
         if geometry.is_depthwise() && geometry.window.rank() <= 2 {
             depthwise(ctx, geometry, &operands, out)?;
             self.activate(out);
+        } else if let Some(winograd) =
+            self.winograd.as_ref().filter(|_| fits_winograd(geometry, &operands))
+        {
+            self.by_winograd(ctx, winograd, geometry, &operands, out)?;
         } else if geometry.window.rank() <= 2 && operands.x.len() < i32::MAX as usize {
             self.by_im2col(ctx, geometry, &operands, out)?;
         } else {
@@ -152,6 +163,23 @@ impl Conv {
                     self.product(geometry, operands, group, b, out_block)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn by_winograd(
+        &self,
+        ctx: &OpContext<'_>,
+        winograd: &Winograd,
+        geometry: &Geometry,
+        operands: &Slices<'_>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let image_len = geometry.image_len();
+        for (block, out_block) in geometry.blocks(out) {
+            let image = slice(operands.x, block * image_len, image_len)?;
+            winograd.run(ctx, &geometry.window, image, out_block, operands.adds)?;
+            self.finish(out_block, operands.bias);
         }
         Ok(())
     }
@@ -274,6 +302,12 @@ impl Operator for Conv {
         Ok(smallvec![output.into()])
     }
 
+    fn packed_bytes(&self) -> usize {
+        let direct = self.packed.iter().map(|group| group.rows() * group.cols());
+        let winograd = self.winograd.as_ref().map_or(0, Winograd::packed_bytes);
+        direct.sum::<usize>() * size_of::<f32>() + winograd
+    }
+
     fn prepare(&mut self, constants: &[Option<Value>]) -> Result<()> {
         let Some(Some(Value::Tensor(weights))) = constants.get(1) else { return Ok(()) };
         let shape = weights.shape();
@@ -288,6 +322,12 @@ impl Operator for Conv {
         }
         let (rows, depth) = (shape[0] / self.groups, shape[1..].iter().product::<usize>());
         let data = weights.as_slice::<f32>()?;
+        if self.groups == 1 && self.window.steps_by_one() {
+            self.winograd = Winograd::new(shape, data)?;
+        }
+        if self.winograd.is_some() {
+            return Ok(());
+        }
         self.packed = data
             .chunks_exact(rows * depth)
             .map(|group| {
@@ -322,6 +362,29 @@ impl Loop for AddToChannels<'_> {
                 channel.iter_mut().for_each(|x| *x += bias);
             }
         }
+    }
+}
+
+/// Whether images have the size and the numbers for Winograd's way, in which
+/// an infinity would come out as NaN.
+fn fits_winograd(geometry: &Geometry, operands: &Slices<'_>) -> bool {
+    Winograd::suits(&geometry.window) && widest(AllFinite(operands.x))
+}
+
+/// Whether no number is infinite or NaN.
+struct AllFinite<'a>(&'a [f32]);
+
+impl Loop for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        const LANES: usize = 32;
+        let mut lanes = [0.0f32; LANES];
+        for chunk in self.0.chunks(LANES) {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x * 0.0);
+        }
+        lanes.into_iter().all(|lane| lane == 0.0)
     }
 }
 

@@ -94,6 +94,12 @@ impl WindowAttributes {
         or_ones(&self.dilations, rank, "dilations")
     }
 
+    /// Whether no stride or dilation but 1 is asked for.
+    pub(crate) fn steps_by_one(&self) -> bool {
+        let given = [&self.strides, &self.dilations].into_iter().flatten();
+        given.flatten().all(|&step| step == 1)
+    }
+
     /// The kernel's shape: the attribute, or that of the weights.
     ///
     /// # Errors
