@@ -22,8 +22,8 @@ const NEIGHBOUR: &str = "neighbour";
 /// begins, and the moments that were hit least come first.
 const MOMENTS: [(&str, Duration); 8] = [
     ("uploading", Duration::from_millis(3)),
-    ("uploaded", Duration::from_micros(200)),
-    ("verified", Duration::from_millis(2)),
+    ("uploaded", Duration::from_millis(2)),
+    ("verified", Duration::from_millis(6)),
     ("compiled", Duration::from_millis(60)),
     ("self_tested", Duration::from_millis(100)),
     ("warmed", Duration::from_millis(15)),
@@ -196,7 +196,7 @@ fn deploy_and_kill(
     delay: Duration,
 ) -> Result<Attempt> {
     let mut deployment = deployment(version);
-    if matches!(moment, "uploading" | "verified" | "compiled") {
+    if matches!(moment, "uploading" | "uploaded" | "verified" | "compiled") {
         deployment = with_new_plugin(deployment, version)?;
     }
     let mut admin = server.admin()?;

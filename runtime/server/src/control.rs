@@ -46,6 +46,9 @@ pub(crate) async fn serve<H: Handler>(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        // The stages of a deployment are small writes, each of which is to arrive
+        // when it happens; without it they are only late.
+        let _ = stream.set_nodelay(true);
         let handler = handler.clone();
         let service = service_fn(move |request| {
             let reply = handler.clone().handle(request);
