@@ -13,6 +13,7 @@ mod report;
 mod rollouts;
 mod serve;
 mod swap;
+mod upstream;
 mod versus;
 
 use anyhow::Result;
@@ -46,6 +47,8 @@ enum Bench {
     Rollouts(rollouts::Args),
     /// Whole models on the CPU device, beside onnxruntime.
     Models(models::Args),
+    /// A canary with a model of the real Triton, which is killed in the middle.
+    Upstream(upstream::Args),
     /// The floor itself: a bare hyper server, on a port that it prints.
     #[command(hide = true)]
     Floor,
@@ -63,6 +66,7 @@ fn main() -> Result<()> {
         Bench::Policies(args) => policies::run(&args),
         Bench::Rollouts(args) => rollouts::run(&args),
         Bench::Models(args) => models::run(&args),
+        Bench::Upstream(args) => upstream::run(&args),
         Bench::Floor => floor::run(),
     }
 }

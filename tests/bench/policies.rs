@@ -1,6 +1,7 @@
 //! What routing costs: a router alone, in its own program; then the throughput
-//! of a server with a router and two versions beside one without, and the tail
-//! of replies while a share of the requests is copied to a shadow.
+//! of a server with a router, a transform and two versions beside one without;
+//! and the tail of replies, open-loop, while a share of the requests is copied
+//! to a shadow that answers, and to one that never does.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -9,14 +10,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use mortise_tests::admin::{Part, Rollout};
 use mortise_tests::load::{Load, Outcome, status_200};
+use mortise_tests::open_loop::OpenLoop;
 use mortise_tests::{Admin, Deployment, Server, http1, infer, paths, stats};
 use serde_json::{Value, json};
 
 use crate::report;
 
 const CONNECTIONS: usize = 16;
-/// Far below what a core answers, so that queues do not form by themselves.
-const SHADOW_CONNECTIONS: usize = 1;
+
+/// Share of the capacity that is offered beside a shadow.
+const OFFERED: f64 = 0.3;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -24,48 +27,86 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 7)]
     pairs: usize,
     /// Seconds of load on each side of a pair.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
+}
+
+/// Ratios to `plain` in one round. `twin` is the same as `plain`: what the two
+/// differ by is noise.
+#[derive(Default)]
+struct Ratios {
+    routed: Vec<f64>,
+    transformed: Vec<f64>,
+    twin: Vec<f64>,
+    shadowed: Vec<f64>,
+    hanging: Vec<f64>,
+    twin_tail: Vec<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut result = own_program("router", &[])?;
     let server = Server::start()?;
     let mut admin = server.admin()?;
-    // `plain` and `twin` are the same thing: what they differ by is noise.
-    for name in ["plain", "twin", "routed", "shadowed"] {
-        admin.deploy(name, &digits(None)?)?;
-    }
-    admin.deploy("routed", &digits(Some(split("weighted", Value::Null)))?)?;
-    admin.deploy("shadowed", &digits(Some(split("shadow", json!(0.1))))?)?;
-    let duration = Duration::from_secs(args.seconds);
-    let (mut throughput, mut noise, mut tail, mut tail_noise) = (vec![], vec![], vec![], vec![]);
-    for pair in 0..args.pairs {
-        let run = |name: &str, connections| measure(&server, name, connections, duration);
-        let (plain, routed) = (run("plain", CONNECTIONS)?, run("routed", CONNECTIONS)?);
-        let twin = run("twin", CONNECTIONS)?;
-        throughput.push(routed.rps() / plain.rps());
-        noise.push(twin.rps() / plain.rps());
-        let plain = run("plain", SHADOW_CONNECTIONS)?;
-        let shadowed = run("shadowed", SHADOW_CONNECTIONS)?;
-        let twin = run("twin", SHADOW_CONNECTIONS)?;
-        let p99 = |outcome: &Outcome| f64::from(outcome.latency_us(0.99).max(1));
-        tail.push(p99(&shadowed) / p99(&plain));
-        tail_noise.push(p99(&twin) / p99(&plain));
-        println!(
-            "pair {pair}: throughput {:.3} (A/A {:.3}), p99 beside a shadow {:.3} (A/A {:.3})",
-            throughput[pair], noise[pair], tail[pair], tail_noise[pair]
-        );
+    deploy_all(&mut admin)?;
+    let time = Duration::from_secs(args.seconds);
+    let mut ratios = Ratios::default();
+    for _ in 0..args.pairs {
+        round(&server, time, &mut ratios)?;
     }
     let copies = copies(&mut admin)?;
     ensure!(copies > 0, "no copy was run");
-    result["throughput_ratio"] = stats::median(throughput).into();
-    result["throughput_ratio_aa"] = stats::median(noise).into();
-    result["shadow_p99_ratio"] = stats::median(tail).into();
-    result["shadow_p99_ratio_aa"] = stats::median(tail_noise).into();
+    let medians = [
+        ("throughput_ratio", ratios.transformed),
+        ("throughput_ratio_router", ratios.routed),
+        ("throughput_ratio_aa", ratios.twin),
+        ("shadow_p99_ratio", ratios.shadowed),
+        ("shadow_hanging_p99_ratio", ratios.hanging),
+        ("shadow_p99_ratio_aa", ratios.twin_tail),
+    ];
+    for (key, values) in medians {
+        result[key] = stats::median(values).into();
+    }
     result["shadow_copies"] = copies.into();
     result["pairs"] = args.pairs.into();
     report::print(result, json!({"mortise": report::our_version()}));
+    Ok(())
+}
+
+fn deploy_all(admin: &mut Admin) -> Result<()> {
+    for name in ["plain", "twin", "routed", "transformed", "shadowed", "hanging"] {
+        admin.deploy(name, &digits(None)?)?;
+    }
+    admin.deploy("routed", &digits(Some(split("weighted", Value::Null)))?)?;
+    let transformed = || Ok::<_, anyhow::Error>(digits(None)?.transform(faults(0)));
+    admin.deploy("transformed", &transformed()?)?;
+    let second = transformed()?.rollout(split("weighted", Value::Null));
+    admin.deploy("transformed", &second)?;
+    admin.deploy("shadowed", &digits(Some(split("shadow", json!(0.1))))?)?;
+    // Runs until it is stopped.
+    let endless = digits(Some(split("shadow", json!(0.1))))?.transform(faults(1 << 50));
+    admin.deploy("hanging", &endless)?;
+    Ok(())
+}
+
+fn round(server: &Server, time: Duration, ratios: &mut Ratios) -> Result<()> {
+    let rps = |name: &str| Ok::<_, anyhow::Error>(measure(server, name, time)?.rps());
+    let (plain, routed) = (rps("plain")?, rps("routed")?);
+    let (transformed, twin) = (rps("transformed")?, rps("twin")?);
+    ratios.routed.push(routed / plain);
+    ratios.transformed.push(transformed / plain);
+    ratios.twin.push(twin / plain);
+    let p99 = |name: &str| tail(server, name, plain * OFFERED, time);
+    let (alone, shadowed) = (p99("plain")?, p99("shadowed")?);
+    let (hanging, twin_tail) = (p99("hanging")?, p99("twin")?);
+    ratios.shadowed.push(shadowed / alone);
+    ratios.hanging.push(hanging / alone);
+    ratios.twin_tail.push(twin_tail / alone);
+    println!(
+        "plain {plain:.0} rps, routed {routed:.0}, with a transform {transformed:.0}, twin \
+         {twin:.0}; p99 at {:.0} rps: plain {alone:.0} us, shadow {shadowed:.0}, hanging shadow \
+         {hanging:.0}, twin {twin_tail:.0}",
+        plain * OFFERED
+    );
     Ok(())
 }
 
@@ -100,18 +141,48 @@ fn split(router: &str, share: Value) -> Rollout {
     Rollout { router: Some(router), key, ..Rollout::of(strategy) }
 }
 
-fn measure(server: &Server, name: &str, connections: usize, time: Duration) -> Result<Outcome> {
+/// A plugin that passes pixels through, after some rounds of arithmetic.
+fn faults(work: u64) -> Part {
+    let input = json!({"name": "pixels", "datatype": "FP32", "shape": [-1, 64]});
+    Part::builtin("faults").set("input", input).set("work", work)
+}
+
+fn requests(name: &str) -> Arc<Vec<Vec<u8>>> {
     let pixels: Vec<f32> = (0..64).map(|at| f32::from((at * 7 % 17) as u8)).collect();
     let body = infer::json_fp32("pixels", 64, &pixels);
     let request = |user: usize| {
         let user = format!("user-{user}");
         http1::request("POST", &infer::path(name), &[("user", &user)], &body)
     };
-    let requests = Arc::new((0..64).map(request).collect());
-    let load = Load { address: server.http, connections, requests, check: status_200() };
+    Arc::new((0..64).map(request).collect())
+}
+
+fn measure(server: &Server, name: &str, time: Duration) -> Result<Outcome> {
+    let load = Load {
+        address: server.http,
+        connections: CONNECTIONS,
+        requests: requests(name),
+        check: status_200(),
+    };
     let outcome = load.run(time)?;
     ensure!(outcome.failed == 0, "{} requests to {name} failed", outcome.failed);
     Ok(outcome)
+}
+
+/// Microseconds at the 99th percentile, from when a request was due.
+fn tail(server: &Server, name: &str, per_second: f64, duration: Duration) -> Result<f64> {
+    let offered = OpenLoop {
+        address: server.http,
+        requests: requests(name),
+        per_second,
+        duration,
+        max_connections: 256,
+    }
+    .run()?;
+    let failed = offered.answers.iter().filter(|answer| answer.status != 200).count();
+    ensure!(failed == 0, "{failed} requests to {name} failed");
+    let mut latency: Vec<u32> = offered.answers.iter().map(|answer| answer.latency_us).collect();
+    Ok(f64::from(stats::percentile(&mut latency, 0.99).max(1)))
 }
 
 fn copies(admin: &mut Admin) -> Result<u64> {

@@ -13,6 +13,8 @@ mod graph_bombs;
 mod guests;
 mod protocol;
 mod recovery;
+mod replay;
 mod rollouts;
 mod serving;
+mod upstreams;
 mod walkthrough;

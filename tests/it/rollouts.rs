@@ -1,6 +1,9 @@
 //! Rollouts against the running server, with real traffic.
 
-use std::sync::Arc;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -111,7 +114,7 @@ fn a_good_version_is_promoted_and_bad_ones_are_rolled_back() -> Result<()> {
 
     let outcome = load.finish()?;
     assert_eq!(outcome.wrong, 0, "only the versions' own failures may be seen");
-    let audit = admin.get("/v1/audit?endpoint=sum")?.ok()?.text();
+    let audit = admin.get("/v1/audit?endpoint=sum")?.ok()?.json()?.to_string();
     for action in ["\"rollout\"", "rollout_step", "rollout_promote", "rollout_rollback"] {
         ensure!(audit.contains(action), "{action} is not in the audit log: {audit}");
     }
@@ -277,9 +280,14 @@ fn copies_are_compared_and_replies_are_untouched() -> Result<()> {
     admin.deploy("sum", &model(1.0, 0.0, 0))?;
     let router = Part::builtin("shadow").set("share", 1.0);
     let rollout = Rollout { router: Some(router), ..manual(0.0) };
+    let body = infer::json_fp32("x", 1, &[0.5]);
+    let reply = |server: &Server| -> Result<Vec<u8>> {
+        Ok(server.client().post(&infer::path("sum"), &body)?.ok()?.body)
+    };
+    let alone = reply(&server)?;
     admin.deploy("sum", &model(3.0, 0.0, 0).rollout(rollout))?;
     for _ in 0..10 {
-        assert_eq!(ask(&server, "u", &infer::path("sum"))?, ("1".to_owned(), "stable".to_owned()));
+        assert_eq!(reply(&server)?, alone, "a copy changed the reply");
     }
     wait::until("the copies to run", LIMIT, || {
         Ok(admin.rollout("sum")?["candidate"]["shadow_compared"] == 10)
@@ -320,5 +328,120 @@ fn headers_decide_and_rewards_are_learned() -> Result<()> {
     }
     let metrics = admin.rollout("sum")?["candidate"]["metrics"]["reward"].take();
     assert_eq!((&metrics["count"], &metrics["sum"]), (&json!(200), &json!(200.0)));
+    Ok(())
+}
+
+/// A service that is told about steps, and agrees to them or not.
+struct HookService {
+    url: String,
+    agrees: Arc<AtomicBool>,
+    events: Arc<Mutex<Vec<Value>>>,
+}
+
+impl HookService {
+    fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}/hook", listener.local_addr()?);
+        let (agrees, events) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let service = Self { url, agrees, events };
+        let (agrees, events) = (service.agrees.clone(), service.events.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that breaks off asks again.
+                let _ = answer_hook(stream, &agrees, &events);
+            }
+        });
+        Ok(service)
+    }
+
+    fn events(&self, event: &str) -> Vec<Value> {
+        let all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|it| it["event"] == event).cloned().collect()
+    }
+}
+
+fn answer_hook(stream: TcpStream, agrees: &AtomicBool, events: &Mutex<Vec<Value>>) -> Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        match line.trim().to_ascii_lowercase().split_once(':') {
+            Some(("content-length", value)) => length = value.trim().parse()?,
+            Some(_) => {}
+            None if line.trim().is_empty() => break,
+            None => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let event = serde_json::from_slice(&body)?;
+    events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+    let status = if agrees.load(Ordering::Relaxed) { "200 OK" } else { "403 Forbidden" };
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    Ok(reader.into_inner().write_all(head.as_bytes())?)
+}
+
+#[test]
+fn a_hook_that_is_asked_can_hold_a_step_back() -> Result<()> {
+    let server = Server::start()?;
+    let mut admin = server.admin()?;
+    admin.deploy("sum", &model(1.0, 0.0, 0))?;
+    let hook = HookService::start()?;
+    let told = Some(json!({"url": hook.url, "confirm": true}));
+    let strategy = Part::builtin("canary")
+        .set("interval", "0.2s")
+        .set("check", "100ms")
+        .set("min_samples", 5)
+        .set("steps", json!([50, 100]))
+        .set("latency_tolerance", 1_000);
+    admin.deploy(
+        "sum",
+        &model(2.0, 0.0, 0).rollout(Rollout { hook: told, ..Rollout::of(strategy) }),
+    )?;
+    let load = traffic(&server);
+    wait::until("the hook to be asked", LIMIT, || Ok(hook.events("before_step").len() > 2))?;
+    let held = admin.rollout("sum")?;
+    assert_eq!((&held["phase"], &held["weight_percent"]), (&json!("running"), &json!(50.0)));
+    ensure!(held["error"].as_str().is_some_and(|error| error.contains("does not agree")), "{held}");
+    assert_eq!(hook.events("after_step").len(), 0, "a step was taken without consent");
+    hook.agrees.store(true, Ordering::Relaxed);
+    let end = ended(&mut admin)?;
+    load.finish()?;
+    assert_eq!(end["phase"], "promoted", "{end}");
+    wait::until("the hook to be told", LIMIT, || Ok(!hook.events("after_step").is_empty()))?;
+    let last = hook.events("after_step").pop().context("no event")?;
+    assert_eq!((&last["endpoint"], &last["action"]), (&json!("sum"), &json!("promote")), "{last}");
+    Ok(())
+}
+
+#[test]
+fn blue_and_green_switch_at_once_after_a_preview() -> Result<()> {
+    let server = Server::start()?;
+    let mut admin = server.admin()?;
+    admin.deploy("sum", &model(1.0, 0.0, 0))?;
+    let strategy = |rate: f64| {
+        let part = Part::builtin("blue-green").set("preview", "0.5s").set("keep", "3s");
+        let part = part.set("min_samples", 20).set("max_slowdown", 1_000);
+        model(2.0, rate, 0).rollout(Rollout::of(part))
+    };
+    admin.deploy("sum", &strategy(0.0))?;
+    assert_eq!(ask(&server, "u", &infer::path("sum"))?.0, "1");
+    assert_eq!(ask(&server, "u", "/v2/models/sum/versions/2/infer")?.0, "2");
+    let load = traffic(&server);
+    wait::until("the switch", LIMIT, || Ok(admin.rollout("sum")?["weight_percent"] == 100.0))?;
+    assert_eq!(ask(&server, "u", &infer::path("sum"))?.0, "2");
+    assert_eq!(ask(&server, "u", "/v2/models/sum/versions/1/infer")?.0, "1");
+    let end = ended(&mut admin)?;
+    assert_eq!((end["phase"].as_str(), live_version(&mut admin)?), (Some("promoted"), 2), "{end}");
+    // One that fails after the switch is taken back.
+    admin.deploy("sum", &strategy(0.5))?;
+    let end = ended(&mut admin)?;
+    assert_eq!(load.finish()?.wrong, 0);
+    assert_eq!(
+        (end["phase"].as_str(), live_version(&mut admin)?),
+        (Some("rolled_back"), 2),
+        "{end}"
+    );
     Ok(())
 }

@@ -49,6 +49,8 @@ pub struct Part {
     pub name: String,
     /// The component, unless it is a first-party plugin.
     pub component: Option<Vec<u8>>,
+    /// The address of another server, for `upstream`.
+    pub url: Option<String>,
     pub assets: Vec<File>,
     pub config: Map<String, Value>,
 }
@@ -62,6 +64,11 @@ impl Part {
     /// A component of our own.
     pub fn uploaded(name: &str, component: Vec<u8>) -> Self {
         Self { name: name.to_owned(), component: Some(component), ..Self::default() }
+    }
+
+    /// A model of another server.
+    pub fn upstream(address: SocketAddr) -> Self {
+        Self { url: Some(format!("http://{address}")), ..Self::builtin("upstream") }
     }
 
     #[must_use]
@@ -304,6 +311,9 @@ fn part_json(part: &Part, upload: &mut Upload) -> Result<Value> {
     let mut plugin = json!({"name": part.name});
     if let Some(component) = &part.component {
         plugin["upload"] = upload(component)?;
+    }
+    if let Some(url) = &part.url {
+        plugin["url"] = url.as_str().into();
     }
     let assets = files_json(&part.assets, upload)?;
     Ok(json!({"plugin": plugin, "assets": assets, "config": part.config}))

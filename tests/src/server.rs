@@ -156,6 +156,22 @@ impl Server {
         }
     }
 
+    /// Stops the process without ending it: its sockets stay open, and nothing
+    /// is answered until [`Server::resume`].
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: sends a signal to a child of this process that nobody has
+        // waited for.
+        unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+    }
+
     /// Whether the process still runs.
     ///
     /// # Errors

@@ -2,6 +2,7 @@ use crate::memory::machine_memory_bytes;
 use crate::rollout::{Hooks, NoHooks};
 use crate::stage::{NoObserver, StageObserver};
 use crate::toolchain::{HostToolchain, Toolchain};
+use crate::upstream::{NoUpstreams, Upstreams};
 use mortise_host::{Host, PluginLimits};
 use mortise_serve::Registry;
 use mortise_types::Bytes;
@@ -27,10 +28,13 @@ pub struct DeployConfig {
     pub observer: Arc<dyn StageObserver>,
     /// Calls the hooks of rollouts.
     pub hooks: Arc<dyn Hooks>,
+    /// Asks other servers.
+    pub upstreams: Arc<dyn Upstreams>,
 }
 
 impl DeployConfig {
-    /// Default limits, no first-party plugins, no observer, no hooks.
+    /// Default limits, no first-party plugins, no observer, no hooks, no other
+    /// servers.
     pub fn new(store_dir: PathBuf, host: Arc<Host>, registry: Arc<Registry>) -> Self {
         Self {
             store_dir,
@@ -42,6 +46,7 @@ impl DeployConfig {
             builtins: Vec::new(),
             observer: Arc::new(NoObserver),
             hooks: Arc::new(NoHooks),
+            upstreams: Arc::new(NoUpstreams),
         }
     }
 }

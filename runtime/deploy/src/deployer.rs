@@ -74,6 +74,7 @@ impl Deployer {
                 store,
                 registry: config.registry,
                 toolchain: config.toolchain,
+                upstreams: config.upstreams,
                 ledger: Ledger::new(config.limits.max_model_memory_bytes),
                 limits: config.limits,
                 plugin_limits: config.plugin_limits,

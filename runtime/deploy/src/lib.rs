@@ -26,6 +26,7 @@ mod stage;
 mod status;
 mod store;
 mod toolchain;
+mod upstream;
 
 pub use background::lower_priority;
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
@@ -46,3 +47,4 @@ pub use status::{
 };
 pub use store::{Upload, UploadWriter};
 pub use toolchain::{CompiledPlugin, HostToolchain, Toolchain, VerifiedPlugin};
+pub use upstream::{NoUpstreams, UpstreamModel, UpstreamTarget, Upstreams};

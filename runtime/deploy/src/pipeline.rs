@@ -12,6 +12,7 @@ use crate::selftest::{self, Report, SelfTest};
 use crate::status::{AssetInfo, Merging, PartInfo, RevisionInfo, VersionInfo};
 use crate::store::{Numbers, Pin, Store, Upload, now_ms};
 use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
+use crate::upstream::{self, UPSTREAM, UpstreamTarget, Upstreams};
 use mortise_host::{LoadRequest, PluginLimits, World};
 use mortise_serve::{Registry, Revision, RevisionParts, Stage as ServeStage};
 use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl};
@@ -35,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) registry: Arc<Registry>,
     pub(crate) toolchain: Arc<dyn Toolchain>,
+    pub(crate) upstreams: Arc<dyn Upstreams>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) limits: DeployLimits,
     pub(crate) plugin_limits: PluginLimits,
@@ -111,7 +113,8 @@ impl<'a> Uploaded<'a> {
         request: DeployRequest,
         numbers: Numbers,
     ) -> Result<Self> {
-        let mut intake = Intake { ctx, uploads: Vec::new() };
+        let endpoint = request.name.clone();
+        let mut intake = Intake { ctx, endpoint, uploads: Vec::new() };
         let version = intake.version(request, numbers)?;
         // Before anything asks which files are known: see `Store::sweep`.
         let pin = ctx.store.blobs().pin(files(&version.1));
@@ -142,9 +145,11 @@ impl<'a> Uploaded<'a> {
         let ctx = subject.ctx;
         let roles = subject.parts().map(|(part, world)| {
             let component = ctx.store.map(&part.plugin_digest)?;
-            let plugin = match part.plugin == ENSEMBLE {
-                true => ensemble::verify(&part.plugin_digest, &component, &ctx.registry),
-                false => ctx.toolchain.verify(&part.plugin_digest, component),
+            let digest = &part.plugin_digest;
+            let plugin = match part.plugin.as_str() {
+                ENSEMBLE => ensemble::verify(digest, &component, &ctx.registry),
+                UPSTREAM => upstream::verify(digest, &component, &ctx.upstreams),
+                _ => ctx.toolchain.verify(digest, component),
             };
             let plugin = plugin.map_err(|error| about(part, error))?;
             match plugin.world() == world {
@@ -311,6 +316,7 @@ impl Subject<'_> {
 /// Splits a request into what is recorded and the files that come with it.
 struct Intake<'a> {
     ctx: &'a Context,
+    endpoint: String,
     uploads: Vec<Upload>,
 }
 
@@ -356,10 +362,20 @@ impl Intake<'_> {
                 let digest = self.ctx.builtin(&name)?.digest.clone();
                 (name, digest)
             }
-            PluginRef::Uploaded { name, .. } if name == ENSEMBLE => {
-                return Err(Error::invalid(
-                    "a plugin cannot be called \"ensemble\"; give its file another name",
-                ));
+            PluginRef::Uploaded { name, .. } if [ENSEMBLE, UPSTREAM].contains(&name.as_str()) => {
+                return Err(Error::invalid(format!(
+                    "a plugin cannot be called \"{name}\"; give its file another name"
+                )));
+            }
+            PluginRef::Upstream { url } => {
+                let target = UpstreamTarget::parse(&url, &self.endpoint, &config)?;
+                let text = upstream::describe(target, &*self.ctx.upstreams)?;
+                let mut writer = self.ctx.store.blobs().upload()?;
+                writer.write(&text)?;
+                let file = writer.finish()?;
+                let digest = file.digest().to_string();
+                self.uploads.push(file);
+                (UPSTREAM.to_string(), digest)
             }
             PluginRef::Ensemble { file } => {
                 let digest = file.digest().to_string();
@@ -429,7 +445,7 @@ impl Context {
         plugin: PluginRef,
         config: Map<String, Value>,
     ) -> Result<(PartInfo, Pin)> {
-        let mut intake = Intake { ctx: self, uploads: Vec::new() };
+        let mut intake = Intake { ctx: self, endpoint: String::new(), uploads: Vec::new() };
         let part = intake.part(plugin, Vec::new(), config)?;
         let pin = self.store.blobs().pin(vec![part.plugin_digest.clone()]);
         let mut uploads = intake.uploads;

@@ -56,6 +56,9 @@ pub enum PluginRef {
     Builtin(String),
     /// Deployed models in a row; see [`crate::ensemble`].
     Ensemble { file: Upload },
+    /// A model of another server; the plugin's configuration says which, see
+    /// [`crate::UpstreamTarget`].
+    Upstream { url: String },
     /// A component of the deployer's own. `name` is used in messages.
     Uploaded { name: String, component: Upload },
 }

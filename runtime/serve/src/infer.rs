@@ -7,6 +7,7 @@ use crate::lineup::{Lineup, Route, Variant};
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
 use crate::routing::RequestFacts;
+use crate::upstream::Upstream;
 use crate::version_stats::{Execution, Timings};
 use mortise_types::{Error, ErrorKind, Result, RunControl, Tensor};
 use std::pin::Pin;
@@ -118,7 +119,7 @@ impl Registry {
     }
 
     /// Runs a request on the variant that was chosen. When that one cannot
-    /// answer at all, the stable one does.
+    /// answer at all, another one does.
     async fn infer_routed(
         &self,
         endpoint: &Endpoint,
@@ -130,17 +131,19 @@ impl Registry {
         let is_needed_again = fallback.is_some() || route.has_shadows();
         let kept = is_needed_again.then(|| call.clone());
         let variant = route.variant();
-        let outcome = self.infer_on(endpoint, variant, call, arrived).await;
+        let attempt = Attempt { arrived, has_fallback: fallback.is_some() };
+        let outcome = self.infer_on(endpoint, variant, call, attempt).await;
         if route.is_evidence {
             match &outcome {
                 Ok(_) => variant.stats.succeeded(self.config.clock.now() - arrived),
-                Err(error) => variant.stats.failed(error.kind()),
+                Err(error) => variant.stats.failed(error),
             }
         }
         match (outcome, fallback, kept) {
-            (Err(error), Some(stable), Some(call)) if error.kind() == ErrorKind::NotReady => {
+            (Err(error), Some(other), Some(call)) if error.kind() == ErrorKind::NotReady => {
                 variant.stats.fell_back();
-                self.infer_on(endpoint, stable, call, arrived).await
+                let attempt = Attempt { arrived, has_fallback: false };
+                self.infer_on(endpoint, other, call, attempt).await
             }
             (Ok(answer), _, Some(call)) => {
                 for shadow in route.shadows() {
@@ -157,12 +160,12 @@ impl Registry {
         endpoint: &Endpoint,
         variant: &Variant,
         call: InferCall<'_>,
-        arrived: Instant,
+        attempt: Attempt,
     ) -> Result<InferAnswer> {
         let revision = variant.revision.clone();
         endpoint.check(&revision)?;
-        let outcome = self.run_on(endpoint, &revision, call, arrived).await;
-        let took = self.config.clock.now().saturating_duration_since(arrived);
+        let outcome = self.run_on(endpoint, &revision, call, attempt).await;
+        let took = self.config.clock.now().saturating_duration_since(attempt.arrived);
         match outcome {
             Ok(answered) => {
                 revision.stats.succeeded(answered.rows, took, &answered.timings);
@@ -181,11 +184,11 @@ impl Registry {
         endpoint: &Endpoint,
         revision: &Arc<Revision>,
         call: InferCall<'_>,
-        arrived: Instant,
+        attempt: Attempt,
     ) -> Result<Answered> {
         let rates = &revision.options().rate_limits;
         endpoint.rate_limiter.check(self.config.clock.now(), rates, call.client_key)?;
-        let limits = self.limits(&call, revision, arrived);
+        let limits = self.limits(&call, revision, attempt);
         let selection = revision.select(call.outputs.as_deref())?;
         let request = Request { endpoint, revision, limits };
         let inputs = revision.bind(call.inputs)?;
@@ -268,10 +271,40 @@ impl Registry {
 
     async fn run_once(&self, request: &Request<'_>, inputs: Vec<Tensor>) -> Result<Done> {
         let permit = self.admit(request.endpoint, request.revision, byte_len(&inputs))?;
-        match request.revision.ensemble() {
-            Some(ensemble) => self.run_ensemble(request, ensemble, inputs, permit).await,
+        if let Some(ensemble) = request.revision.ensemble() {
+            return self.run_ensemble(request, ensemble, inputs, permit).await;
+        }
+        match request.revision.upstream() {
+            Some(upstream) => Ok(self.run_upstream(request, upstream, inputs, permit).await),
             None => self.run_admitted(request, inputs, permit).await,
         }
+    }
+
+    /// Asks the other server, on no thread of ours. The permit is held until it
+    /// answers. When another variant could answer instead, half of the time is
+    /// left for it.
+    async fn run_upstream(
+        &self,
+        request: &Request<'_>,
+        upstream: &dyn Upstream,
+        inputs: Vec<Tensor>,
+        permit: Permit,
+    ) -> Done {
+        let started = self.config.clock.now();
+        let Limits { deadline, has_fallback, .. } = request.limits;
+        let left = deadline.saturating_duration_since(started);
+        let until = if has_fallback { started + left / 2 } else { deadline };
+        let outputs = match upstream.infer(inputs, until).await {
+            Err(error) if has_fallback && error.kind() == ErrorKind::Deadline => {
+                Err(error.with_kind(ErrorKind::NotReady))
+            }
+            outputs => outputs,
+        };
+        let compute_infer = self.config.clock.now().saturating_duration_since(started);
+        let timings = Timings { compute_infer, ..Timings::default() };
+        request.revision.stats.executed(&Execution { rows: 1, timings });
+        drop(permit);
+        Done { outputs, timings }
     }
 
     /// Runs one step after another, each as a request to its own endpoint. The
@@ -335,14 +368,16 @@ impl Registry {
 
     /// The deadline is the earliest of the protocol's, the client's and the
     /// server's, unless the client's timeout only delays.
-    fn limits(&self, call: &InferCall<'_>, revision: &Revision, arrived: Instant) -> Limits {
+    fn limits(&self, call: &InferCall<'_>, revision: &Revision, attempt: Attempt) -> Limits {
+        let Attempt { arrived, has_fallback } = attempt;
         let latest = call.deadline.unwrap_or(arrived + self.config.default_timeout);
         let own = call.timeout.and_then(|timeout| arrived.checked_add(timeout));
         let deadline = match revision.batcher.delays_on_timeout(call.priority) {
             true => latest,
             false => own.map_or(latest, |own| own.min(latest)),
         };
-        Limits { arrived, deadline, timeout: call.timeout, priority: call.priority }
+        let (timeout, priority) = (call.timeout, call.priority);
+        Limits { arrived, deadline, timeout, priority, has_fallback }
     }
 
     /// Short runs stay on the thread that received them while nothing waits.
@@ -424,6 +459,15 @@ struct Limits {
     deadline: Instant,
     timeout: Option<Duration>,
     priority: u64,
+    has_fallback: bool,
+}
+
+/// One try to answer a request.
+#[derive(Clone, Copy)]
+struct Attempt {
+    arrived: Instant,
+    /// Whether another variant answers when this one cannot.
+    has_fallback: bool,
 }
 
 /// What a revision answered.

@@ -27,6 +27,7 @@ mod state;
 mod stats;
 #[cfg(test)]
 mod testing;
+mod upstream;
 mod variant_stats;
 mod version_stats;
 
@@ -46,6 +47,7 @@ pub use routing::{KeySource, RequestFacts, Router, Routing, hash_key};
 pub use runner::Runner;
 pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};
+pub use upstream::{Upstream, UpstreamAnswer};
 pub use variant_stats::{
     MetricMoments, ShadowSnapshot, VARIANT_LATENCY_BUCKETS, VariantStats, VariantStatsSnapshot,
 };

@@ -63,9 +63,18 @@ impl Route {
         &self.lineup.variants[self.index]
     }
 
-    /// Answers instead, when the variant cannot.
+    /// Answers instead, when the variant cannot: the stable one, and in its own
+    /// place the one with the largest share, if any has one.
     pub(crate) fn fallback(&self) -> Option<&Variant> {
-        (self.is_evidence && self.index != self.lineup.stable).then(|| self.lineup.stable())
+        if !self.is_evidence {
+            return None;
+        }
+        if self.index != self.lineup.stable {
+            return Some(self.lineup.stable());
+        }
+        let others = self.lineup.variants.iter().enumerate();
+        let others = others.filter(|(at, other)| *at != self.index && other.weight > 0);
+        others.map(|(_, other)| other).max_by_key(|other| other.weight)
     }
 
     /// Variants that get a copy.

@@ -5,6 +5,7 @@ use crate::options::ServingOptions;
 use crate::service_time::ServiceTime;
 use crate::stage::Stage;
 use crate::state::State;
+use crate::upstream::Upstream;
 use crate::version_stats::{VersionStats, VersionStatsSnapshot};
 use mortise_host::PluginHealth;
 use mortise_types::{
@@ -175,6 +176,14 @@ impl Revision {
     pub(crate) fn ensemble(&self) -> Option<&Ensemble> {
         match self.parts.stages.as_slice() {
             [stage] => stage.as_ensemble(),
+            _ => None,
+        }
+    }
+
+    /// The other server that answers, when it alone does.
+    pub(crate) fn upstream(&self) -> Option<&dyn Upstream> {
+        match self.parts.stages.as_slice() {
+            [stage] => stage.as_upstream(),
             _ => None,
         }
     }

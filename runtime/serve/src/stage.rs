@@ -1,5 +1,6 @@
 use crate::ensemble::Ensemble;
 use crate::runner::Prepared;
+use crate::upstream::Upstream;
 use mortise_host::{Plugin, PluginHealth, PluginPlan, PluginStats, PreparedGraph};
 use mortise_types::{Result, RunControl, Signature, Tensor};
 use std::sync::Arc;
@@ -39,6 +40,11 @@ pub trait CustomStage: Send + Sync {
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "only this crate makes ensembles")]
     fn as_ensemble(&self) -> Option<&Ensemble> {
+        None
+    }
+
+    /// The other server that this asks, if it asks one.
+    fn as_upstream(&self) -> Option<&dyn Upstream> {
         None
     }
 }
@@ -102,6 +108,13 @@ impl Stage {
         match &self.run {
             StageRun::Direct(_) => None,
             StageRun::Custom(plugin) => plugin.as_ensemble(),
+        }
+    }
+
+    pub(crate) fn as_upstream(&self) -> Option<&dyn Upstream> {
+        match &self.run {
+            StageRun::Direct(_) => None,
+            StageRun::Custom(plugin) => plugin.as_upstream(),
         }
     }
 

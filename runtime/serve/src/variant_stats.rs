@@ -1,4 +1,4 @@
-use mortise_types::ErrorKind;
+use mortise_types::{Error, ErrorKind};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +11,18 @@ pub const VARIANT_LATENCY_BUCKETS: usize = 90;
 /// Metrics with different names that one variant keeps.
 const MAX_METRICS: usize = 64;
 
+/// Of the newest failure's message.
+const MAX_ERROR_CHARS: usize = 256;
+
 /// What a variant did since it joined: the evidence of a rollout.
 pub struct VariantStats {
     requests: AtomicU64,
     errors: AtomicU64,
     latency: [AtomicU64; VARIANT_LATENCY_BUCKETS],
-    /// Requests that the stable variant answered in its place.
+    /// Requests that another variant answered in its place.
     fallbacks: AtomicU64,
+    /// What the newest failure said.
+    last_error: Mutex<Option<String>>,
     metrics: Mutex<BTreeMap<String, MetricMoments>>,
     shadow: ShadowStats,
 }
@@ -52,6 +57,8 @@ pub struct VariantStatsSnapshot {
     /// Answered ones by latency.
     pub latency: Vec<u64>,
     pub fallbacks: u64,
+    /// What the newest failure said, cut to a line.
+    pub last_error: Option<String>,
     pub metrics: BTreeMap<String, MetricMoments>,
     pub shadow: ShadowSnapshot,
 }
@@ -74,6 +81,7 @@ impl Default for VariantStats {
             errors: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
             fallbacks: AtomicU64::new(0),
+            last_error: Mutex::default(),
             metrics: Mutex::default(),
             shadow: ShadowStats::default(),
         }
@@ -91,12 +99,15 @@ impl VariantStats {
     /// Counts a failure that the variant is to blame for. What clients get
     /// wrong counts too: a version that refuses what the other takes is not
     /// its equal, and both get the same share of bad requests.
-    pub(crate) fn failed(&self, kind: ErrorKind) {
-        if !is_of_the_server(kind) {
+    pub(crate) fn failed(&self, error: &Error) {
+        if !is_of_the_server(error.kind()) {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.errors.fetch_add(1, Ordering::Relaxed);
+            let message = error.message().chars().take(MAX_ERROR_CHARS).collect();
+            *self.last_error.lock() = Some(message);
         }
     }
+
 
     pub(crate) fn fell_back(&self) {
         self.fallbacks.fetch_add(1, Ordering::Relaxed);
@@ -143,6 +154,7 @@ impl VariantStats {
             latency: self.latency.iter().map(load).collect(),
             requests: load(&self.requests),
             fallbacks: load(&self.fallbacks),
+            last_error: self.last_error.lock().clone(),
             metrics: self.metrics.lock().clone(),
             shadow: ShadowSnapshot {
                 compared: load(&shadow.compared),
@@ -189,9 +201,10 @@ mod tests {
     fn only_what_a_variant_is_to_blame_for_counts() {
         let stats = VariantStats::default();
         stats.succeeded(Duration::from_micros(100));
-        stats.failed(ErrorKind::PluginFailed);
-        stats.failed(ErrorKind::Overloaded);
+        stats.failed(&Error::plugin("it broke"));
+        stats.failed(&Error::overloaded("too much"));
         let seen = stats.snapshot();
+        assert_eq!(seen.last_error.as_deref(), Some("it broke"));
         assert_eq!((seen.requests, seen.errors, seen.latency.iter().sum::<u64>()), (2, 1, 1));
     }
 

@@ -18,6 +18,7 @@ mod plane;
 mod reload;
 mod serve;
 mod status;
+mod upstream;
 
 use anyhow::Result;
 use clap::Parser;

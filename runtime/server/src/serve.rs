@@ -10,6 +10,7 @@ use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
 use crate::plane::Plane;
 use crate::plane::logging::LogControl;
+use crate::upstream::HttpUpstreams;
 use crate::{device, embedded, http, reload};
 use anyhow::{Context, Result};
 use mortise_deploy::{DeployConfig, Deployer, lower_priority};
@@ -21,11 +22,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 /// Name of the hidden command that compiles one component.
-const COMPILE_COMMAND: &str = "__compile-plugin";
+pub(crate) const COMPILE_COMMAND: &str = "__compile-plugin";
 
 /// Where a running server is reached.
 #[derive(Clone)]
@@ -147,6 +149,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             builtins: embedded::plugins(),
             observer: stages,
             hooks: Arc::new(WebHooks::new()),
+            upstreams: Arc::new(HttpUpstreams::new(Handle::current())),
             ..DeployConfig::new(config.store_dir.clone(), host(&config)?, registry.clone())
         })?;
         Ok(Arc::new(App::new(registry, deployer, config)?))

@@ -18,6 +18,7 @@ mod request;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 pub use binary::{decode as decode_binary, encode as encode_binary};
 pub use classify::top as classify;
@@ -31,3 +32,6 @@ pub use parameters::{Parameter, Parameters, Sequence, SequenceId, short_text};
 pub use reply::{Encoded, InferReply, encode_generated, encode_infer};
 pub use request::{InferRequest, NamedTensor, RequestedOutput, Tensors, decode_infer};
 pub use shared::{NoSharedMemory, RegionSlice, SharedInput, SharedMemory, SliceDraft};
+pub use upstream::{
+    decode_answer, decode_error, decode_extensions, decode_metadata, encode_request,
+};

@@ -124,7 +124,7 @@ pub fn encode_generated(reply: &InferReply<'_>, id: Option<&str>) -> Result<Byte
     Ok(json.into())
 }
 
-fn assemble(mut json: Vec<u8>, binaries: Vec<Bytes>) -> Encoded {
+pub(crate) fn assemble(mut json: Vec<u8>, binaries: Vec<Bytes>) -> Encoded {
     let header_length = (!binaries.is_empty()).then_some(json.len());
     if binaries.iter().map(Bytes::len).sum::<usize>() <= COPY_BELOW_BYTES {
         binaries.iter().for_each(|binary| json.extend_from_slice(binary));
@@ -146,7 +146,7 @@ fn json_capacity(reply: &InferReply<'_>) -> usize {
     COPY_BELOW_BYTES.min(256 + tensors)
 }
 
-fn write_output(
+pub(crate) fn write_output(
     json: &mut Vec<u8>,
     binaries: &mut Vec<Bytes>,
     (name, tensor): (&str, &Tensor),

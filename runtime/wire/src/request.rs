@@ -259,7 +259,7 @@ impl Envelope {
 }
 
 /// Cuts the binary inputs from the tail, in the order of the request.
-fn attach(inputs: Vec<Input>, tail: Option<Bytes>) -> Result<Tensors> {
+pub(crate) fn attach(inputs: Vec<Input>, tail: Option<Bytes>) -> Result<Tensors> {
     let mut tail = tail;
     let mut tensors = Tensors { here: Vec::with_capacity(inputs.len()), shared: Vec::new() };
     for input in inputs {
@@ -299,7 +299,7 @@ fn cut(tail: &mut Option<Bytes>, size: usize) -> Result<Bytes> {
     Ok(tail.split_to(size))
 }
 
-struct Input {
+pub(crate) struct Input {
     name: String,
     source: Source,
 }
@@ -328,7 +328,7 @@ enum DraftData {
 }
 
 impl Input {
-    fn read(reader: &mut Reader<'_>, index: usize, limits: &WireLimits) -> Result<Self> {
+    pub(crate) fn read(reader: &mut Reader<'_>, index: usize, limits: &WireLimits) -> Result<Self> {
         let mut draft = Draft::default();
         let read = reader.object(|reader, key| draft.member(reader, key, limits));
         let named = match &draft.name {
@@ -527,7 +527,7 @@ fn whole(reader: &mut Reader<'_>, what: &str) -> Result<u64> {
         .map_err(|_| Error::invalid(format!("{what} must be a whole number that is not negative")))
 }
 
-fn list<T>(
+pub(crate) fn list<T>(
     reader: &mut Reader<'_>,
     what: &str,
     limits: &WireLimits,

@@ -36,6 +36,8 @@ pub(crate) enum Bench {
     Rollouts,
     /// Whole models on the CPU device, beside onnxruntime on the same cores.
     Models,
+    /// A canary with a model of the real Triton, which is killed in the middle.
+    Upstream,
 }
 
 /// Builds what the benchmark needs, runs it, and prints what it prints.
@@ -62,6 +64,9 @@ pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Resu
     if what == Bench::Models {
         let python = python::environment(workspace, "venv", "tests/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);
+    }
+    if what == Bench::Upstream {
+        command = command.env("MORTISE_BENCH_PEERS", peers::prepare_only(workspace, &["triton"])?);
     }
     last_object(workspace, command)
 }

@@ -26,8 +26,13 @@ const DEBIAN_PYTHON: &str = "/usr/bin/python3.11";
 
 /// The folder of the environments.
 pub(crate) fn prepare(workspace: &Workspace) -> Result<PathBuf> {
+    prepare_only(workspace, &ENVIRONMENTS)
+}
+
+/// The same, with only some of them.
+pub(crate) fn prepare_only(workspace: &Workspace, names: &[&str]) -> Result<PathBuf> {
     install_tools(&TOOLS);
-    for name in ENVIRONMENTS {
+    for name in names {
         if let Err(error) = environment(workspace, name) {
             println!("{name} is left out: {error:#}");
         }

@@ -2,7 +2,7 @@
 //! models, one server at a time: each has the machine to itself and the client.
 
 mod clients;
-mod servers;
+pub(crate) mod servers;
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) struct Pace {
 }
 
 const CONCURRENCY: [usize; 3] = [1, 16, 64];
-const MODELS: [Model; 2] = [Model::AddSub, Model::Digits];
+pub(crate) const MODELS: [Model; 2] = [Model::AddSub, Model::Digits];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Model {

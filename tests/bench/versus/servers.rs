@@ -79,6 +79,19 @@ impl Peer {
         }
     }
 
+    /// `kill -9` of the server and its workers.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        match &mut self.process {
+            Running::Ours(server) => server.kill(),
+            Running::Theirs { child, .. } => {
+                // SAFETY: sends a signal to a process group that this program made.
+                unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
+                child.wait()?;
+                Ok(())
+            }
+        }
+    }
+
     /// CPU time that the server and its workers have used.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let all = processes()?;
@@ -173,7 +186,7 @@ fn mortise(_: &[Model]) -> Result<Peer> {
     })
 }
 
-fn triton(_: &[Model]) -> Result<Peer> {
+pub(crate) fn triton(_: &[Model]) -> Result<Peer> {
     let python = program("triton", "python")?;
     let packages = site_packages(&python)?;
     let work = tempfile::tempdir()?;

@@ -306,7 +306,8 @@ impl Deployer {
         let is_promotion = phase == Phase::Promoted;
         let weight = if is_promotion { Variant::WHOLE } else { 0 };
         let mut row = StoredRollout { phase, weight, ..row };
-        row.progress.reason = reason.to_string();
+        row.progress.reason = explained(&row, reason);
+        let reason = &row.progress.reason.clone();
         let action = if is_promotion { "rollout_promote" } else { "rollout_rollback" };
         let audit = audit(&row, who, action, format!("at {} %: {reason}", percent(before)));
         let end = if is_promotion { RolloutEnd::Promote } else { RolloutEnd::Discard };
@@ -441,6 +442,20 @@ fn evaluated(active: &Active, seen: &Seen, elapsed_ms: u64, verdict: &Verdict) -
     row.progress.stable.add(&active.seen.stable, &seen.stable);
     row.progress.candidate.add(&active.seen.candidate, &seen.candidate);
     row
+}
+
+/// The reason; where the candidate is taken back and fails more often than the
+/// stable version, with what its newest failure said.
+fn explained(row: &StoredRollout, reason: &str) -> String {
+    let (stable, candidate) = (&row.progress.stable, &row.progress.candidate);
+    let fails_more = u128::from(candidate.errors) * u128::from(stable.requests)
+        > 2 * u128::from(stable.errors) * u128::from(candidate.requests);
+    match &candidate.last_error {
+        Some(error) if row.phase == Phase::RolledBack && fails_more => {
+            format!("{reason}; its newest failure: {error}")
+        }
+        _ => reason.to_string(),
+    }
 }
 
 fn hook_event<'a>(

@@ -148,8 +148,11 @@ pub struct EvidenceInfo {
 pub struct VariantTotals {
     pub requests: u64,
     pub errors: u64,
-    /// Requests that the stable variant answered in its place.
+    /// Requests that the other variant answered in its place.
     pub fallbacks: u64,
+    /// What the newest failure said.
+    #[serde(default)]
+    pub last_error: Option<String>,
     /// Answered requests by latency; bucket `i` ends at `10 · 2^(i / 4)` µs.
     pub latency: Vec<u64>,
     pub metrics: BTreeMap<String, MetricInfo>,
@@ -256,6 +259,9 @@ impl VariantTotals {
         self.requests += until.requests.saturating_sub(from.requests);
         self.errors += until.errors.saturating_sub(from.errors);
         self.fallbacks += until.fallbacks.saturating_sub(from.fallbacks);
+        if until.last_error.is_some() {
+            self.last_error.clone_from(&until.last_error);
+        }
         self.latency.resize(self.latency.len().max(until.latency.len()), 0);
         for (sum, count) in self.latency.iter_mut().zip(latency_between(from, until)) {
             *sum += count;

@@ -42,12 +42,14 @@ struct DeployBody {
     rollout: Option<RolloutBody>,
 }
 
-/// A first-party plugin by name, or an upload.
+/// A first-party plugin by name, an upload, or another server.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PluginBody {
     name: String,
     upload: Option<String>,
+    /// The address of another server, for the plugin `upstream`.
+    url: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -118,12 +120,18 @@ impl DeployBody {
 
 impl PluginBody {
     pub(super) fn resolve(self, admin: &Admin) -> Result<PluginRef> {
-        Ok(match self.upload {
-            None => PluginRef::Builtin(self.name),
-            Some(id) if self.name == "ensemble" => {
+        Ok(match (self.url, self.upload) {
+            (Some(url), None) if self.name == "upstream" => PluginRef::Upstream { url },
+            (Some(_), _) => {
+                return Err(Error::invalid(
+                    "only the plugin \"upstream\" has a url, and no upload",
+                ));
+            }
+            (None, None) => PluginRef::Builtin(self.name),
+            (None, Some(id)) if self.name == "ensemble" => {
                 PluginRef::Ensemble { file: admin.uploads.take(&id)? }
             }
-            Some(id) => {
+            (None, Some(id)) => {
                 PluginRef::Uploaded { name: self.name, component: admin.uploads.take(&id)? }
             }
         })

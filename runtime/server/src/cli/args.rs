@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Rollback(NameArgs),
     /// Watch or steer how a new version gets its traffic.
     Rollout(RolloutArgs),
+    /// Try plugins out without a server.
+    Plugin(PluginArgs),
     /// Compare the versions of an experiment.
     Experiment(ExperimentArgs),
     /// Bring an unloaded endpoint back into memory, or with --rps send it traffic.
@@ -172,6 +174,7 @@ Examples:
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
   mortise deploy both steps.toml --plugin ensemble
   mortise deploy digits new.onnx --rollout canary --set interval=60s
+  mortise deploy digits --upstream http://triton:8000 --set model=digits_v2
 
 The plugin is chosen by the file's extension: .onnx is served by `onnx`,
 .safetensors by `mlp`, and a .wasm file is a plugin itself.")]
@@ -179,7 +182,13 @@ pub(crate) struct DeployArgs {
     /// Name of the endpoint.
     pub(crate) name: String,
     /// A model file, a folder of a model's files, or a plugin (.wasm).
-    pub(crate) path: PathBuf,
+    #[arg(required_unless_present = "upstream", conflicts_with = "upstream")]
+    pub(crate) path: Option<PathBuf>,
+    /// Another server of the same protocol that answers for this version. Its
+    /// model has the endpoint's name unless --set model=NAME says otherwise;
+    /// version, timeout_ms, max_concurrent and check_every_ms can be set too.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["plugin", "asset"])]
+    pub(crate) upstream: Option<String>,
     /// A first-party plugin (onnx, mlp), the file of a plugin (.wasm), or
     /// `ensemble` for a file that puts deployed models in a row.
     #[arg(long)]
@@ -282,6 +291,48 @@ Examples:
 pub(crate) struct RolloutArgs {
     #[command(subcommand)]
     pub(crate) command: RolloutCommand,
+}
+
+#[derive(Args)]
+pub(crate) struct PluginArgs {
+    #[command(subcommand)]
+    pub(crate) command: PluginCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Show what a router or strategy decides about a recording.
+    Replay(ReplayArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise rollout status digits --watch --json > windows.json
+  mortise plugin replay canary windows.json --set interval=60s
+  mortise plugin replay weighted requests.json --variants 1=75,2=25 --key header:user
+
+A strategy replays what `rollout status --watch --json` printed. A router replays
+requests, JSON objects such as
+  {\"headers\": {\"user\": \"a\"}, \"parameters\": {}, \"inputs\": []}")]
+pub(crate) struct ReplayArgs {
+    /// A first-party router or strategy, or the file of one (.wasm).
+    pub(crate) plugin: String,
+    /// JSON values one after the other; - for stdin.
+    pub(crate) recording: PathBuf,
+    /// A value of the plugin's configuration, JSON or text; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The versions that a router chooses among with their shares in percent,
+    /// the stable one first.
+    #[arg(long, value_name = "V=PERCENT,…", default_value = "1=50,2=50")]
+    pub(crate) variants: String,
+    /// Where requests carry the key that keeps a user on one version.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) key: Option<String>,
+    /// Print each decision as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]

@@ -109,6 +109,8 @@ pub(super) enum Component {
     File(PathBuf),
     /// Deployed models in a row.
     Ensemble(PathBuf),
+    /// The address of another server.
+    Upstream(String),
 }
 
 struct Named {
@@ -128,13 +130,10 @@ struct Tests {
 
 impl Plan {
     fn from_args(args: &DeployArgs) -> Result<Self> {
-        if !args.path.exists() {
-            let message = format!("{} does not exist", args.path.display());
-            return Err(
-                CliError::new(message, "give a model file, a folder, or a .wasm plugin").into()
-            );
-        }
-        let (plugin, mut assets) = plugin_and_assets(args)?;
+        let (plugin, mut assets) = match (&args.upstream, &args.path) {
+            (Some(url), _) => (Component::Upstream(url.clone()), Vec::new()),
+            (None, path) => plugin_and_assets(args, path.as_deref().unwrap_or(Path::new("")))?,
+        };
         for pair in &args.asset {
             let (name, path) = split_pair(pair, "--asset")?;
             assets.push(Named { name: name.to_string(), path: path.into() });
@@ -235,23 +234,27 @@ impl Component {
             Self::Ensemble(path) => {
                 json!({"name": "ensemble", "upload": upload(client, path)?})
             }
+            Self::Upstream(url) => json!({"name": "upstream", "url": url}),
             Self::File(path) => json!({"name": stem(path), "upload": upload(client, path)?}),
         })
     }
 }
 
-fn plugin_and_assets(args: &DeployArgs) -> Result<(Component, Vec<Named>)> {
-    let path = &args.path;
+fn plugin_and_assets(args: &DeployArgs, path: &Path) -> Result<(Component, Vec<Named>)> {
+    if !path.exists() {
+        let message = format!("{} does not exist", path.display());
+        return Err(CliError::new(message, "give a model file, a folder, or a .wasm plugin").into());
+    }
     let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
     if extension == "wasm" && args.plugin.is_none() {
-        return Ok((Component::File(path.clone()), Vec::new()));
+        return Ok((Component::File(path.to_path_buf()), Vec::new()));
     }
     if args.plugin.as_deref() == Some("ensemble") {
-        return Ok((Component::Ensemble(path.clone()), Vec::new()));
+        return Ok((Component::Ensemble(path.to_path_buf()), Vec::new()));
     }
     let assets = match path.is_dir() {
         true => files_of(path)?,
-        false => vec![Named { name: asset_name(path, extension), path: path.clone() }],
+        false => vec![Named { name: asset_name(path, extension), path: path.to_path_buf() }],
     };
     let guessed = assets.iter().find_map(|asset| match asset.path.extension()?.to_str()? {
         "onnx" => Some("onnx"),

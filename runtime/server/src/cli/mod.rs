@@ -8,6 +8,7 @@ mod error;
 mod experiment;
 pub(crate) mod keys;
 mod predict;
+mod replay;
 mod rollout;
 mod show;
 mod traffic;
@@ -15,7 +16,7 @@ mod traffic;
 pub(crate) use error::{CliError, exit_code, print_error};
 
 use anyhow::Result;
-use args::{Command, NameArgs};
+use args::{Command, NameArgs, PluginCommand};
 use client::AdminClient;
 
 /// Runs a command that talks to a server.
@@ -34,6 +35,9 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Unload(args) => change(&args, Change::Unload),
         Command::Rollout(args) => rollout::run(&args),
         Command::Experiment(args) => experiment::run(&args),
+        Command::Plugin(args) => match args.command {
+            PluginCommand::Replay(args) => replay::run(&args),
+        },
         Command::Status(args) => show::status(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Gc(args) => show::gc(&args),

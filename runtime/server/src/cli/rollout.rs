@@ -135,6 +135,11 @@ fn view(rollout: &Value) -> String {
             let _ = writeln!(out, "  {label}: {}", text(value));
         }
     }
+    for variant in ["stable", "candidate"] {
+        if let Some(error) = rollout[variant]["last_error"].as_str() {
+            let _ = writeln!(out, "  newest failure of {variant}: {error}");
+        }
+    }
     if let Some(failure) = rollout["router_failure"].as_str() {
         let count = &rollout["undecided_requests"];
         let _ =
@@ -203,12 +208,16 @@ mod tests {
             "endpoint": "digits", "phase": "rolled_back", "strategy": {"plugin": "canary"},
             "candidate_version": 2, "stable_version": 1, "elapsed_ms": 3000, "weight_percent": 5.0,
             "stable": {"requests": 100, "errors": 1, "latency": latency},
-            "candidate": {"requests": 10, "errors": 5, "latency": []},
+            "candidate": {
+                "requests": 10, "errors": 5, "latency": [], "last_error": "it broke",
+            },
             "evidence": [{"test": "errors", "odds": 40.0, "limit": 40.0}],
             "reason": "it fails", "error": null,
         });
         let text = view(&rollout);
-        for want in ["rolled back with canary", "5 %", "50.00 %", "80 µs", "why: it fails"] {
+        for want in
+            ["rolled back with canary", "5 %", "50.00 %", "80 µs", "why: it fails", "it broke"]
+        {
             assert!(text.contains(want), "{want} is not in\n{text}");
         }
     }

@@ -1,0 +1,124 @@
+//! `mortise plugin replay`: recorded requests through a router, or recorded
+//! windows through a strategy, without a server.
+
+mod requests;
+mod windows;
+
+use super::args::ReplayArgs;
+use super::deploy::config;
+use crate::embedded;
+use anyhow::{Context, Result, bail};
+use mortise_host::{Compiled, Host, HostConfig, PluginLimits, PolicyRequest, WorkerCommand, World};
+use mortise_types::Bytes;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// Policies need 1 MiB of stack.
+const STACK_BYTES: usize = 4 << 20;
+
+/// Prints every decision.
+///
+/// # Errors
+/// When the policy or the recording cannot be read, or the policy fails.
+pub(super) fn run(args: &ReplayArgs) -> Result<()> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let work = move || replay(args);
+        match thread.spawn_scoped(scope, work).context("cannot start a thread")?.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn replay(args: &ReplayArgs) -> Result<()> {
+    let policy = Policy::load(args)?;
+    let records = records(args)?;
+    let mut out = std::io::stdout().lock();
+    match policy.compiled.world() {
+        World::Strategy => windows::replay(&policy, records, args.json, &mut out),
+        World::Router => requests::replay(&policy, records, args, &mut out),
+        other => bail!("plugin \"{}\" is a {other}; routers and strategies decide", args.plugin),
+    }
+}
+
+/// A compiled policy and the host that runs it.
+struct Policy {
+    host: Arc<Host>,
+    compiled: Compiled,
+    name: String,
+    config_json: String,
+    _scratch: TempDir,
+}
+
+impl Policy {
+    fn load(args: &ReplayArgs) -> Result<Self> {
+        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let worker = WorkerCommand { program, args: vec![crate::serve::COMPILE_COMMAND.into()] };
+        let host = Host::new(HostConfig::new(scratch.path().join("cache"), worker))?;
+        let verified = host.verify(component(&args.plugin)?)?;
+        Ok(Self {
+            compiled: host.compile(&verified)?,
+            host,
+            name: args.plugin.clone(),
+            config_json: Value::Object(config(&args.set)?).to_string(),
+            _scratch: scratch,
+        })
+    }
+
+    fn request(&self) -> PolicyRequest {
+        PolicyRequest {
+            plugin: self.name.clone(),
+            endpoint: "replay".to_string(),
+            config_json: self.config_json.clone(),
+            limits: PluginLimits::default(),
+        }
+    }
+}
+
+fn component(plugin: &str) -> Result<Bytes> {
+    if plugin.ends_with(".wasm") {
+        let bytes = std::fs::read(plugin).with_context(|| format!("cannot read {plugin}"))?;
+        return Ok(bytes.into());
+    }
+    let plugins = embedded::plugins();
+    let names: Vec<&str> = plugins.iter().map(|known| known.name.as_str()).collect();
+    let found = plugins.iter().find(|known| known.name == plugin);
+    let found = found.with_context(|| {
+        format!("there is no first-party plugin \"{plugin}\"; there are {names:?}, or give a .wasm")
+    })?;
+    Ok(found.component.clone())
+}
+
+type Records = Box<dyn Iterator<Item = serde_json::Result<Value>>>;
+
+/// JSON values one after the other, with or without line breaks inside.
+fn records(args: &ReplayArgs) -> Result<Records> {
+    let path = &args.recording;
+    let reader: Box<dyn Read> = match path.as_os_str() == "-" {
+        true => Box::new(std::io::stdin()),
+        false => {
+            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()));
+            Box::new(BufReader::new(file?))
+        }
+    };
+    Ok(Box::new(serde_json::Deserializer::from_reader(reader).into_iter()))
+}
+
+/// What a recording says about its own format, for messages.
+fn read<T: serde::de::DeserializeOwned>(record: Value, number: u64, format: &str) -> Result<T> {
+    serde_json::from_value(record)
+        .with_context(|| format!("record {number} is not as documented: {format}"))
+}
+
+/// A reader that went away is no error: `| head`.
+fn print(out: &mut impl Write, line: &str) -> Result<bool> {
+    match writeln!(out, "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        outcome => Ok(outcome.map(|()| true)?),
+    }
+}

@@ -1,0 +1,147 @@
+use super::client::{Answer, Client};
+use super::health::Health;
+use mortise_deploy::{UpstreamModel, UpstreamTarget};
+use mortise_host::PluginHealth;
+use mortise_serve::{Upstream, UpstreamAnswer};
+use mortise_types::{Error, ErrorKind, Result, Signature, Tensor};
+use mortise_wire::{NamedTensor, WireLimits, decode_answer, encode_request};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+/// A model of another server.
+pub(super) struct Remote {
+    client: Client,
+    model: UpstreamModel,
+    /// One for each request under way.
+    permits: Semaphore,
+    max_concurrent: usize,
+    health: Health,
+    handle: Handle,
+}
+
+impl Remote {
+    /// Checks its readiness from now on until it is dropped.
+    pub(super) fn start(
+        client: Client,
+        target: &UpstreamTarget,
+        model: UpstreamModel,
+        handle: &Handle,
+    ) -> Arc<Self> {
+        let check_every = Duration::from_millis(target.check_every_ms);
+        let remote = Arc::new(Self {
+            client,
+            model,
+            permits: Semaphore::new(target.max_concurrent),
+            max_concurrent: target.max_concurrent,
+            health: Health::new(check_every, Instant::now()),
+            handle: handle.clone(),
+        });
+        handle.spawn(check_until_dropped(Arc::downgrade(&remote), check_every));
+        remote
+    }
+
+    async fn ask(&self, inputs: Vec<Tensor>, deadline: Instant) -> Result<Vec<Tensor>> {
+        let permit = tokio::time::timeout_at(deadline.into(), self.permits.acquire());
+        // Nobody closes the semaphore.
+        let Ok(Ok(_permit)) = permit.await else {
+            return Err(Error::deadline(format!(
+                "{} requests to {} were under way until the deadline (max_concurrent = {})",
+                self.max_concurrent,
+                self.client.url(),
+                self.max_concurrent
+            )));
+        };
+        let specs = &self.model.signature.inputs;
+        let named: Vec<(&str, Tensor)> =
+            specs.iter().map(|spec| spec.name.as_str()).zip(inputs).collect();
+        let request = encode_request(&named, self.model.is_binary)?;
+        let answer = self.client.infer(request, deadline).await.and_then(Answer::success);
+        self.note(&answer);
+        let answer = answer.map_err(|error| about(&self.client, error))?;
+        let limits = WireLimits::default();
+        let outputs = decode_answer(&answer.body, answer.header_length, &limits)
+            .and_then(|outputs| self.in_order(outputs));
+        // Malformed is the server's fault, not the request's.
+        outputs.map_err(|error| {
+            error
+                .context(format_args!("the answer of {}", self.client.url()))
+                .with_kind(ErrorKind::PluginFailed)
+        })
+    }
+
+    /// The outputs in the order of the signature.
+    fn in_order(&self, outputs: Vec<NamedTensor>) -> Result<Vec<Tensor>> {
+        let find = |name: &str| {
+            let found = outputs.iter().find(|output| output.name == name);
+            let found = found.ok_or_else(|| Error::invalid(format!("has no output \"{name}\"")))?;
+            Ok(found.tensor.clone())
+        };
+        self.model.signature.outputs.iter().map(|spec| find(&spec.name)).collect()
+    }
+
+    /// What a request says about the server's health: refusals of the request
+    /// itself say nothing against it.
+    fn note(&self, answer: &Result<Answer>) {
+        match answer {
+            Err(error) if error.kind() == ErrorKind::NotReady => self.failed(error.message()),
+            Err(error) if error.kind() == ErrorKind::Deadline => self.failed(error.message()),
+            _ => self.health.succeeded(),
+        }
+    }
+
+    fn failed(&self, reason: &str) {
+        if self.health.failed(reason) {
+            let url = self.client.url();
+            tracing::warn!(url, reason, "an upstream is out of service until it is ready again");
+        }
+    }
+
+    async fn check(&self, check_every: Duration) {
+        let now = Instant::now();
+        self.health.checking(now);
+        let path = format!("{}/ready", self.client.model_path());
+        let deadline = now + check_every.max(MIN_CHECK_TIME);
+        match self.client.get(&path, deadline).await.and_then(Answer::success) {
+            Ok(_) => self.health.succeeded(),
+            Err(error) => self.failed(error.message()),
+        }
+    }
+}
+
+/// A check may always take this long.
+const MIN_CHECK_TIME: Duration = Duration::from_secs(1);
+
+async fn check_until_dropped(remote: Weak<Remote>, check_every: Duration) {
+    loop {
+        tokio::time::sleep(check_every).await;
+        let Some(remote) = remote.upgrade() else { return };
+        remote.check(check_every).await;
+    }
+}
+
+fn about(client: &Client, error: Error) -> Error {
+    match error.message().starts_with(client.url()) {
+        true => error.context("upstream"),
+        false => error.context(format_args!("upstream {}", client.url())),
+    }
+}
+
+impl Upstream for Remote {
+    fn signature(&self) -> &Signature {
+        &self.model.signature
+    }
+
+    fn infer(&self, inputs: Vec<Tensor>, deadline: Instant) -> UpstreamAnswer<'_> {
+        Box::pin(self.ask(inputs, deadline))
+    }
+
+    fn infer_blocking(&self, inputs: Vec<Tensor>, deadline: Instant) -> Result<Vec<Tensor>> {
+        self.handle.block_on(self.ask(inputs, deadline))
+    }
+
+    fn health(&self) -> PluginHealth {
+        self.health.now(Instant::now())
+    }
+}
