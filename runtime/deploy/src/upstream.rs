@@ -194,10 +194,7 @@ fn read(text: &[u8]) -> Result<(UpstreamTarget, UpstreamModel)> {
     let resolve = |specs: Vec<SpecInfo>| -> Result<Vec<TensorSpec>> {
         specs.into_iter().map(SpecInfo::resolve).collect()
     };
-    let signature = Signature {
-        inputs: resolve(inputs)?,
-        outputs: resolve(outputs)?,
-    };
+    let signature = Signature { inputs: resolve(inputs)?, outputs: resolve(outputs)? };
     Ok((target, UpstreamModel { signature, is_binary: binary }))
 }
 

@@ -108,7 +108,6 @@ impl VariantStats {
         }
     }
 
-
     pub(crate) fn fell_back(&self) {
         self.fallbacks.fetch_add(1, Ordering::Relaxed);
     }

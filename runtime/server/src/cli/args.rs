@@ -294,6 +294,9 @@ pub(crate) struct RolloutArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  mortise plugin replay canary windows.json --set interval=60s")]
 pub(crate) struct PluginArgs {
     #[command(subcommand)]
     pub(crate) command: PluginCommand,

@@ -67,13 +67,14 @@ impl Listening {
             () = self.table.watch(on_timeout) => {}
             () = stopped => {}
         }
-        self.accept_backlog(&acceptor, &slots).await;
-        let Self { listener, table, counters, .. } = self;
-        drop(listener);
-        table.finish_all();
+        let Self { listener, table, tls, counters, .. } = self;
+        let opening = Opening { table: &table, tls: &tls, counters: &counters };
+        if let Err(error) = accept_backlog(listener, &opening, &acceptor, &slots) {
+            tracing::debug!(%error, "connections that waited to be accepted were reset");
+        }
         tokio::select! {
             () = table.watch(|count| counters.timed_out(count)) => {}
-            () = table.emptied() => {}
+            _ = async { tokio::join!(table.finish_all(), table.emptied()) } => {}
         }
     }
 
@@ -82,7 +83,10 @@ impl Listening {
             match self.listener.accept().await {
                 // Room is made for a connection that is there, not for one that
                 // may come.
-                Ok((stream, _peer)) => self.open(acceptor, stream, self.slot(slots).await),
+                Ok((stream, _peer)) => {
+                    let slot = self.slot(slots).await;
+                    self.opening().open(acceptor, stream, slot);
+                }
                 Err(error) => {
                     self.counters.accept_failed();
                     tracing::warn!(%error, "cannot accept a connection");
@@ -92,14 +96,8 @@ impl Listening {
         }
     }
 
-    /// Takes what the system has accepted already: closing the listener would
-    /// reset it.
-    async fn accept_backlog<A: Acceptor>(&self, acceptor: &Arc<A>, slots: &Arc<Semaphore>) {
-        while let Ok(slot) = slots.clone().try_acquire_owned() {
-            let accepted = tokio::time::timeout(Duration::ZERO, self.listener.accept()).await;
-            let Ok(Ok((stream, _peer))) = accepted else { return };
-            self.open(acceptor, stream, Some(slot));
-        }
+    fn opening(&self) -> Opening<'_> {
+        Opening { table: &self.table, tls: &self.tls, counters: &self.counters }
     }
 
     /// A place for one connection, taken from the quietest when all are taken.
@@ -116,7 +114,39 @@ impl Listening {
             }
         }
     }
+}
 
+/// Takes what the system has accepted already, then closes the listener, which
+/// would reset it. Asks the system itself: what tokio knows of the listener is
+/// as old as its last look.
+fn accept_backlog<A: Acceptor>(
+    listener: TcpListener,
+    opening: &Opening<'_>,
+    acceptor: &Arc<A>,
+    slots: &Arc<Semaphore>,
+) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    while let Ok(slot) = slots.clone().try_acquire_owned() {
+        match listener.accept() {
+            Ok((stream, _peer)) => {
+                stream.set_nonblocking(true)?;
+                opening.open(acceptor, TcpStream::from_std(stream)?, Some(slot));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What every accepted connection is given.
+struct Opening<'a> {
+    table: &'a Arc<Table>,
+    tls: &'a Option<Arc<Tls>>,
+    counters: &'a ConnectionCounters,
+}
+
+impl Opening<'_> {
     fn open<A: Acceptor>(
         &self,
         acceptor: &Arc<A>,

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 /// How often timeouts are looked at. A timeout is late by at most this.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// A connection that has been quiet for less is never closed to make room.
+/// A connection that has been quiet for less is never closed to make room, nor
+/// before its first request when the server ends.
 const SPARED: Duration = Duration::from_secs(1);
 
 /// The share of all connections that is closed at once to make room, so that
@@ -154,12 +155,34 @@ impl Table {
         count as u64
     }
 
-    /// Asks every connection to finish what it is doing.
-    pub(crate) fn finish_all(&self) {
-        self.select(|_| true).iter().for_each(|activity| activity.end(FINISH));
+    /// Asks every connection to finish what it is doing. One that was opened a
+    /// moment ago has its first request under way, most likely, and is left
+    /// the time to send it: closing it would lose the request. Needs
+    /// [`Table::watch`] beside it.
+    pub(crate) async fn finish_all(&self) {
+        while !self.finish_touched() {
+            tokio::time::sleep(TICK).await;
+        }
     }
 
-    fn select(&self, wanted: impl Fn(&Activity) -> bool) -> Vec<Arc<Activity>> {
+    /// Whether that was every connection.
+    fn finish_touched(&self) -> bool {
+        let young_ms = self.now_ms().checked_sub(millis(SPARED));
+        let is_touched = |activity: &Activity| {
+            !activity.is_untouched() || young_ms.is_some_and(|ms| activity.is_quiet_since(ms))
+        };
+        let mut is_all = true;
+        self.select(|activity| {
+            let is_told = is_touched(activity);
+            is_all &= is_told;
+            is_told
+        })
+        .iter()
+        .for_each(|activity| activity.end(FINISH));
+        is_all
+    }
+
+    fn select(&self, mut wanted: impl FnMut(&Activity) -> bool) -> Vec<Arc<Activity>> {
         let entries = self.entries.lock();
         entries.values().filter(|activity| wanted(activity)).cloned().collect()
     }
@@ -364,10 +387,24 @@ mod tests {
     fn an_end_cannot_be_taken_back() {
         let table = Table::new(LIMITS);
         let connection = table.open();
-        table.finish_all();
-        assert_eq!(connection.activity().ending(), FINISH);
         connection.activity().end(CLOSE);
-        table.finish_all();
+        drop(connection.activity().request());
+        assert!(table.finish_touched());
         assert_eq!(connection.activity().ending(), CLOSE);
+    }
+
+    #[test]
+    fn a_first_request_may_still_come_for_a_moment() {
+        let table = Table::new(LIMITS);
+        let (old, served) = (table.open(), table.open());
+        drop(served.activity().request());
+        table.advance(Duration::from_secs(3));
+        let young = table.open();
+        let endings = || [&old, &served, &young].map(|one| one.activity().ending());
+        assert!(!table.finish_touched());
+        assert_eq!(endings(), [FINISH, FINISH, OPEN]);
+        table.advance(Duration::from_secs(4));
+        assert!(table.finish_touched());
+        assert_eq!(endings(), [FINISH, FINISH, FINISH]);
     }
 }
