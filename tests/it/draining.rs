@@ -18,8 +18,8 @@ fn server() -> Result<Server> {
     Ok(server)
 }
 
-/// Sends requests one after the other, on one connection while it lasts, to the
-/// first address that takes a connection.
+/// Sends requests one after the other, on one connection while it lasts. When
+/// told to leave it, it tries the other address first.
 struct Customer {
     addresses: [SocketAddr; 2],
     client: Option<Client>,
@@ -36,7 +36,9 @@ impl Customer {
         ensure!(response.status == 200, "status {}: {}", response.status, response.text());
         ensure!(response.text().contains("[8.0]"), "{}", response.text());
         self.answered += 1;
-        if !says_close(&response) {
+        if says_close(&response) {
+            self.addresses.reverse();
+        } else {
             self.client = Some(client);
         }
         Ok(())

@@ -123,9 +123,16 @@ pub(crate) async fn drive<C: GracefulConnection>(connection: C, activity: &Activ
         }
         match activity.ending() {
             CLOSE => return Poll::Ready(()),
-            // Without it hyper would wait for the first request.
-            FINISH if activity.is_untouched() => return Poll::Ready(()),
             FINISH if !is_finishing => {
+                // A request that has arrived is still read: closing would reset
+                // the connection under it.
+                if connection.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                // Hyper would wait for the first request.
+                if activity.is_untouched() {
+                    return Poll::Ready(());
+                }
                 is_finishing = true;
                 connection.as_mut().graceful_shutdown();
             }
