@@ -69,6 +69,32 @@ pub fn adapters() -> Vec<AdapterSummary> {
     found.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
 }
 
+/// What Linux shows of a GPU: of any kernel driver, of NVIDIA's, of WSL's, and
+/// of Adreno's and Mali's.
+#[cfg(target_os = "linux")]
+const DEVICE_NODES: [&str; 5] =
+    ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
+
+/// The adapters that `choice` may take. Where there can be no hardware, the
+/// drivers are not asked for it: loaded, they keep tens of megabytes.
+pub(crate) fn candidates(choice: DeviceChoice) -> Vec<AdapterSummary> {
+    match choice {
+        DeviceChoice::Cpu => Vec::new(),
+        DeviceChoice::Auto if !may_have_hardware() => Vec::new(),
+        _ => adapters(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn may_have_hardware() -> bool {
+    DEVICE_NODES.iter().any(|node| std::path::Path::new(node).exists())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn may_have_hardware() -> bool {
+    true
+}
+
 fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     AdapterSummary {
@@ -86,7 +112,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
 pub(crate) fn choose(choice: DeviceChoice, found: &[AdapterSummary]) -> Result<Decision> {
     let hardware = found.iter().find(|adapter| !adapter.is_software);
     let listed = || match found {
-        [] => "no adapter was found".to_owned(),
+        [] => "none was found".to_owned(),
         some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     Ok(match (choice, hardware) {

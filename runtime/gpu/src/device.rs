@@ -1,6 +1,6 @@
 //! The GPU device: opened when it is made, and again when it is lost.
 
-use crate::choice::{Decision, DeviceChoice, adapters, choose, open};
+use crate::choice::{Decision, DeviceChoice, candidates, choose, open};
 use crate::context::Context;
 use crate::executable::GpuExecutable;
 use crate::heap::Heap;
@@ -72,7 +72,7 @@ pub fn choose_device(
     cpu: Arc<CpuDevice>,
     tuning_file: Option<PathBuf>,
 ) -> Result<Chosen> {
-    let found = if choice == DeviceChoice::Cpu { Vec::new() } else { adapters() };
+    let found = candidates(choice);
     let Decision { index, device: name, reason } = choose(choice, &found)?;
     let Some(index) = index else { return Ok(Chosen { device: cpu, name, reason }) };
     match GpuDevice::open(index, cpu.clone(), tuning_file) {
@@ -86,7 +86,7 @@ pub fn choose_device(
 }
 
 impl GpuDevice {
-    /// Opens adapter `index` as [`adapters`] counts, tunes its kernels on first
+    /// Opens adapter `index` as [`crate::adapters`] counts, tunes its kernels on first
     /// use, and keeps what was found in `tuning_file`.
     ///
     /// # Errors

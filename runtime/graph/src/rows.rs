@@ -12,7 +12,7 @@ pub(crate) fn rows_independent(draft: &Draft) -> bool {
     let mut proof = Proof {
         constants: &draft.constants,
         facts: &draft.facts,
-        rows: vec![false; draft.facts.len()],
+        orders: vec![Order::Mixed; draft.facts.len()],
     };
     proof.holds(&draft.body)
 }
@@ -20,8 +20,20 @@ pub(crate) fn rows_independent(draft: &Draft) -> bool {
 struct Proof<'a> {
     constants: &'a [Option<Value>],
     facts: &'a [Fact],
-    /// By value: whether row `i` of it depends on row `i` of the inputs only.
-    rows: Vec<bool>,
+    /// By value.
+    orders: Vec<Order>,
+}
+
+/// How a value depends on the rows of the inputs.
+#[derive(Clone, Copy, PartialEq)]
+enum Order {
+    /// Not known to keep them apart.
+    Mixed,
+    /// Row `i` depends on row `i` of the inputs only.
+    Rows,
+    /// One element for each row, in the order of the rows, in whichever
+    /// dimension: what looking labels up gives is `[1, rows]`.
+    OneEach,
 }
 
 impl Proof<'_> {
@@ -30,18 +42,18 @@ impl Proof<'_> {
             if self.shape(*value).and_then(|shape| shape.first()) != Some(&VARIABLE) {
                 return false;
             }
-            self.rows[value.index()] = true;
+            self.orders[value.index()] = Order::Rows;
         }
         for node in &body.nodes {
             if subgraphs(node).next().is_some() {
                 return false;
             }
-            let apart = Step { proof: self, node }.keeps_rows_apart() == Some(true);
-            for output in node.outputs.iter().flatten().filter(|_| apart) {
-                self.rows[output.index()] = true;
+            let order = Step { proof: self, node }.order();
+            for output in node.outputs.iter().flatten() {
+                self.orders[output.index()] = order;
             }
         }
-        body.outputs.iter().all(|value| self.rows[value.index()])
+        body.outputs.iter().all(|value| self.orders[value.index()] == Order::Rows)
     }
 
     fn shape(&self, value: ValueId) -> Option<&Vec<i64>> {
@@ -56,6 +68,50 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    fn order(&self) -> Order {
+        match self.one_each() {
+            Some(order) => order,
+            None if self.keeps_rows_apart() == Some(true) => Order::Rows,
+            None => Order::Mixed,
+        }
+    }
+
+    /// Where there is one element for each row, or comes to be: the labels of
+    /// classifiers are looked up by the position of the largest score.
+    fn one_each(&self) -> Option<Order> {
+        let first = self.input(0)?;
+        let op = &*self.node.op;
+        if op == "ArrayFeatureExtractor" && self.constant(first) {
+            let table = self.proof.shape(first)?;
+            let is_vector = table.iter().rev().skip(1).all(|dim| *dim == 1);
+            let holds = is_vector && self.has_one_each(self.input(1)?);
+            return Some(if holds { Order::OneEach } else { Order::Mixed });
+        }
+        if self.proof.orders.get(first.index()) != Some(&Order::OneEach) {
+            return None;
+        }
+        Some(match op {
+            "Cast" | "Identity" | "LabelEncoder" => Order::OneEach,
+            "Reshape" | "Squeeze" | "Unsqueeze" | "Transpose" | "Flatten" => {
+                match self.proof.shape(*self.node.outputs.first()?.as_ref()?)?.split_first()? {
+                    (&VARIABLE, rest) if rest.iter().all(|dim| *dim == 1) => Order::Rows,
+                    _ => Order::OneEach,
+                }
+            }
+            _ => Order::Mixed,
+        })
+    }
+
+    fn has_one_each(&self, value: ValueId) -> bool {
+        let is_narrow =
+            || self.proof.shape(value).is_some_and(|shape| shape.iter().skip(1).all(|d| *d == 1));
+        match self.proof.orders.get(value.index()) {
+            Some(Order::OneEach) => true,
+            Some(Order::Rows) => is_narrow(),
+            _ => false,
+        }
+    }
+
     fn keeps_rows_apart(&self) -> Option<bool> {
         if &*self.node.domain == "ai.onnx.ml" {
             return self.ml();
@@ -239,7 +295,7 @@ impl Step<'_> {
     }
 
     fn row(&self, value: ValueId) -> bool {
-        self.proof.rows.get(value.index()).copied().unwrap_or(false)
+        self.proof.orders.get(value.index()) == Some(&Order::Rows)
     }
 
     fn constant(&self, value: ValueId) -> bool {

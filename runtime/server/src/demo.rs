@@ -56,6 +56,7 @@ fn deploy_all(running: &Running) {
     if let Some(demo) = served.iter().find(|demo| demo.only_input().is_some()) {
         print_tritonclient(running, demo);
     }
+    print_commands(running);
     eprintln!("\nDEMO READY: {} endpoints; Ctrl-C stops the server", served.len());
 }
 
@@ -136,6 +137,15 @@ fn print_addresses(running: &Running) {
     eprintln!("gRPC      {}", running.grpc);
     eprintln!("metrics   http://{}/metrics", running.metrics);
     eprintln!("admin     http://{} (token in {})", running.admin, running.store.display());
+}
+
+/// As this program was called, so that it works where a path was typed.
+fn print_commands(running: &Running) {
+    let program = std::env::args().next().unwrap_or_else(|| "mortise".to_owned());
+    let store = running.store.display();
+    eprintln!("\n# The command line, in another terminal");
+    eprintln!("{program} status --store {store}");
+    eprintln!("{program} load digits --rps 100 --seconds 10 --store {store}");
 }
 
 fn print_curl(running: &Running, demo: &Demo) {
