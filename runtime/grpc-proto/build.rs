@@ -18,7 +18,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
     tonic_prost_build::configure()
-        .build_client(false)
         .build_transport(false)
         .bytes(".")
         .btree_map(".")

@@ -8,9 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mortise_tests::load::{Load, Outcome, status_200};
-use mortise_tests::{Deployment, Server, http1, infer, paths, stats};
+use mortise_tests::{Client, Deployment, Server, http1, infer, paths, stats};
 use serde_json::{Value, json};
 
 use crate::peers::{self, Peer};
@@ -41,8 +41,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     targets.push(Target::new("bare hyper", "", floor.address, health_request()));
     targets.extend(peers.iter().filter_map(|(_, peer)| peer.as_ref().ok()).map(Target::of_peer));
     let rows = measure(args, &targets)?;
-    print(&rows, &peers);
+    print(&rows, &peers, overhead_us(&server)?);
     Ok(())
+}
+
+/// The median of what the server itself takes for a request, from the received
+/// body to the encoded reply, without waiting and running: from its own
+/// histogram over all requests, within a bucket by interpolation.
+fn overhead_us(server: &Server) -> Result<f64> {
+    let page = Client::new(server.metrics).get("/metrics")?.ok()?.text_whole();
+    median_of_buckets(&page, "mortise_http_overhead_seconds_bucket").map(|seconds| seconds * 1e6)
+}
+
+fn median_of_buckets(page: &str, name: &str) -> Result<f64> {
+    let bucket = |line: &str| -> Option<(f64, f64)> {
+        let (bound, count) = line.strip_prefix(name)?.strip_prefix("{le=\"")?.split_once("\"} ")?;
+        Some((bound.parse().ok()?, count.parse().ok()?))
+    };
+    // "+Inf" is a number too, and comes last.
+    let buckets: Vec<(f64, f64)> = page.lines().filter_map(bucket).collect();
+    let (_, total) = buckets.last().with_context(|| format!("no {name} in the metrics"))?;
+    let (mut below, mut before) = (0.0, 0.0);
+    for &(bound, count) in &buckets {
+        if count >= total / 2.0 {
+            let share = (total / 2.0 - before) / (count - before).max(1.0);
+            return Ok(below + (bound - below) * share);
+        }
+        (below, before) = (bound, count);
+    }
+    bail!("{name} has counted nothing")
 }
 
 /// A plausible digit: the rows of the data set hold 0 to 16.
@@ -146,7 +173,7 @@ fn measure(args: &Args, targets: &[Target]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn print(rows: &[Row], peers: &[(&'static str, Result<Peer>)]) {
+fn print(rows: &[Row], peers: &[(&'static str, Result<Peer>)], overhead_us: f64) {
     let columns = ("server", "body", "conns", "requests/s", "p50 us", "p99 us", "failed");
     let (server, body, conns, rate, p50, p99, failed) = columns;
     println!("{server:<11} {body:<7} {conns:>5} {rate:>11} {p50:>8} {p99:>8} {failed:>6}");
@@ -157,6 +184,7 @@ fn print(rows: &[Row], peers: &[(&'static str, Result<Peer>)]) {
              {failed:>6}"
         );
     }
+    println!("overhead of the server without queue and model: {overhead_us:.1} us (median)");
     let at_16 = |name: &str, encoding: &str| {
         let matches =
             |row: &&Row| row.name == name && row.encoding == encoding && row.connections == 16;
@@ -168,6 +196,7 @@ fn print(rows: &[Row], peers: &[(&'static str, Result<Peer>)]) {
     let digits = at_16("digits", "json");
     let result = json!({
         "health_rps": at_16("health", ""),
+        "overhead_p50_us": overhead_us,
         "bare_hyper_rps": at_16("bare hyper", ""),
         "digits": rows.iter().filter(|row| row.name == "digits").map(ours).collect::<Vec<_>>(),
         "peers": peers.iter().flat_map(|peer| peer_rows(peer, rows)).collect::<Vec<_>>(),
@@ -228,5 +257,19 @@ impl Drop for Floor {
         // Either it has ended already or this ends it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_found_within_buckets() {
+        let page = "# TYPE t_bucket histogram\nt_bucket{le=\"0.00001\"} 10\n\
+                    t_bucket{le=\"0.00002\"} 90\nt_bucket{le=\"+Inf\"} 100\nt_count 100\n";
+        let median = median_of_buckets(page, "t_bucket").unwrap();
+        assert!((median - 0.000_015).abs() < 1e-9, "{median}");
+        assert!(median_of_buckets(page, "u_bucket").is_err());
     }
 }

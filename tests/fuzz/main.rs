@@ -1,5 +1,5 @@
-//! `mortise-fuzz`: mutated inputs for the decoder of the wire protocol, for the
-//! ONNX plugin's parser, and for deployments of a running server. Nothing may
+//! `mortise-fuzz`: mutated inputs for the decoders of the protocol over HTTP and
+//! gRPC, for the ONNX plugin's parser, and for deployments of a running server. Nothing may
 //! panic, hang, take more memory than allowed, or end the server. The seed is
 //! printed; the same seed makes the same inputs.
 
@@ -18,7 +18,7 @@ use crate::mutate::Mutator;
 
 #[derive(Parser)]
 struct Args {
-    /// Seconds for each of the three targets.
+    /// Seconds for each of the four targets.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Seed of all inputs; chosen when left out.
@@ -46,6 +46,10 @@ fn main() -> Result<()> {
         mortise_wire::fuzz_decode(input);
         None
     };
+    let grpc = |input: &[u8]| {
+        mortise_grpc_proto::fuzz_decode(input);
+        None
+    };
     let onnx = |input: &[u8]| {
         Some(match plugin_onnx::fuzz(input) {
             Ok(()) => "ok".to_owned(),
@@ -54,6 +58,7 @@ fn main() -> Result<()> {
     };
     let results = [
         ("wire", in_process("wire", seeds::wire(), seed, limit, wire)),
+        ("grpc", in_process("grpc", seeds::grpc(), seed, limit, grpc)),
         ("onnx", in_process("onnx", seeds::onnx()?, seed, limit, onnx)),
         ("deploy", deploy),
     ];

@@ -118,6 +118,37 @@ fn a_model_moves_here_from_a_server_that_dies_on_the_way() -> Result<()> {
 }
 
 #[test]
+fn an_upstream_over_grpc_is_asked_and_left_when_it_dies() -> Result<()> {
+    let mut other = other_server(5.0)?;
+    let server = Server::start()?;
+    let mut admin = server.admin()?;
+    admin.deploy("sum", &model(1.0))?;
+    let upstream = Part::grpc_upstream(other.grpc).set("check_every_ms", 100);
+    admin.deploy("sum", &Deployment::of(upstream).rollout(manual(50.0)))?;
+    assert_eq!((tag(&server, 1)?, tag(&server, 2)?), (1.0, 5.0));
+    let load = traffic(&server);
+    wait::until("requests there", LIMIT, || Ok(requests(&mut admin, "candidate")? > 50))?;
+    // What hangs costs half of the deadline and no answer; checks see it too.
+    other.pause();
+    let fallbacks = |admin: &mut Admin| -> Result<u64> {
+        let rollout = admin.rollout("sum")?;
+        rollout["candidate"]["fallbacks"].as_u64().context("no count")
+    };
+    wait::until("fallbacks", LIMIT, || Ok(fallbacks(&mut admin)? > 20))?;
+    other.resume();
+    wait::until("it to answer again", LIMIT, || Ok(tag(&server, 2).is_ok()))?;
+    let before = fallbacks(&mut admin)?;
+    other.kill()?;
+    wait::until("fallbacks", LIMIT, || Ok(fallbacks(&mut admin)? > before + 20))?;
+    let outcome = load.finish()?;
+    assert_eq!((outcome.failed, outcome.wrong), (0, 0));
+    let error = admin.rollout("sum")?["candidate"]["last_error"].take();
+    let address = format!("grpc://{}", other.grpc);
+    ensure!(error.as_str().is_some_and(|error| error.contains(&address)), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_restart_needs_no_upstream_and_one_that_is_back_is_asked_again() -> Result<()> {
     let other = other_server(5.0)?;
     let folder = tempfile::tempdir()?;
@@ -219,8 +250,10 @@ fn what_cannot_be_asked_is_refused_when_it_is_deployed() -> Result<()> {
     let cases = [
         (upstream(other.http).set("model", "none"), "unknown model"),
         (upstream(other.http).set("timeout", 5), "unknown field `timeout`"),
-        (Part { url: Some("https://there".to_owned()), ..upstream(other.http) }, "plain HTTP"),
+        (Part { url: Some("https://there".to_owned()), ..upstream(other.http) }, "without TLS"),
         (upstream("127.0.0.1:1".parse()?), "cannot be reached"),
+        (Part::grpc_upstream("127.0.0.1:1".parse()?), "cannot be reached"),
+        (Part::grpc_upstream(other.grpc).set("model", "none"), "unknown model"),
     ];
     for (part, want) in cases {
         let refusal = admin.deploy_refused("sum", &Deployment::of(part))?;

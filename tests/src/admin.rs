@@ -71,6 +71,11 @@ impl Part {
         Self { url: Some(format!("http://{address}")), ..Self::builtin("upstream") }
     }
 
+    /// The same over gRPC.
+    pub fn grpc_upstream(address: SocketAddr) -> Self {
+        Self { url: Some(format!("grpc://{address}")), ..Self::builtin("upstream") }
+    }
+
     #[must_use]
     pub fn asset(mut self, name: &str, bytes: impl Into<Vec<u8>>) -> Self {
         self.assets.push((name.to_owned(), bytes.into()));

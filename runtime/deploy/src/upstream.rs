@@ -1,5 +1,5 @@
 //! Versions that another server answers: one that speaks the same protocol over
-//! HTTP. What it is, and what its model takes and gives, is described once, when
+//! HTTP or gRPC. What it is, and what its model takes and gives, is described once, when
 //! it is deployed; the description takes the place of a plugin's component and
 //! is stored, kept and rolled back as one. So a server that is away when this
 //! one starts keeps nothing from being served.
@@ -15,8 +15,8 @@ use std::sync::Arc;
 /// Stands where a plugin's name would.
 pub(crate) const UPSTREAM: &str = "upstream";
 
-/// Asks other servers. The real one speaks HTTP; without one, versions that
-/// another server answers are refused.
+/// Asks other servers. Without one, versions that another server
+/// answers are refused.
 pub trait Upstreams: Send + Sync {
     /// What the model of another server takes and gives.
     ///
@@ -49,7 +49,7 @@ impl Upstreams for NoUpstreams {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTarget {
-    /// `http://host:port`
+    /// `http://host:port` or `grpc://host:port`
     pub url: String,
     /// Its name there.
     pub model: String,
@@ -58,8 +58,8 @@ pub struct UpstreamTarget {
     /// Time for one answer, connecting included. Default 5,000.
     #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u64,
-    /// Requests under way at once, each on a connection of its own; further
-    /// ones wait. Default 64.
+    /// Requests under way at once, over HTTP each on a connection of its own;
+    /// further ones wait. Default 64.
     #[serde(default = "default_max_concurrent")]
     pub max_concurrent: usize,
     /// How often it is asked whether the model is ready. Default 1,000.

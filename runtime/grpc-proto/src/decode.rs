@@ -28,7 +28,7 @@ impl ModelInferRequest {
         };
         let outputs = self.outputs.iter().map(|output| requested(output, limits));
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
-        let tensors = tensors(&self.inputs, self.raw_contents, limits)?;
+        let tensors = tensors("input", &self.inputs, self.raw_contents, limits)?;
         InferRequest::new(id, tensors, Some(outputs), parameters)
     }
 }
@@ -40,14 +40,21 @@ fn check_count(what: &str, count: usize, limits: &WireLimits) -> Result<()> {
     Err(Error::invalid(format!("\"{what}\" may have at most {} members", limits.max_tensors)))
 }
 
-fn tensors(inputs: &[Bytes], raw: Vec<Bytes>, limits: &WireLimits) -> Result<Tensors> {
+/// Tensors as they are described, with their raw contents. `what` is what
+/// messages call one of them.
+pub(crate) fn tensors(
+    what: &str,
+    inputs: &[Bytes],
+    raw: Vec<Bytes>,
+    limits: &WireLimits,
+) -> Result<Tensors> {
     let are_raw = !raw.is_empty();
     let raw_count = raw.len();
     let mut raw = raw.into_iter();
     let mut tensors = Tensors { here: Vec::with_capacity(inputs.len()), shared: Vec::new() };
     for (index, message) in inputs.iter().enumerate() {
         let input = Input::read(message, limits)
-            .map_err(|error| error.context(format_args!("input {index}")))?;
+            .map_err(|error| error.context(format_args!("{what} {index}")))?;
         let Input { name, dtype, shape, contents, shared } = input;
         let here = match (shared, contents) {
             (Some(_), Some(_)) => Err(Error::invalid("has shared_memory_region and contents")),
@@ -55,26 +62,26 @@ fn tensors(inputs: &[Bytes], raw: Vec<Bytes>, limits: &WireLimits) -> Result<Ten
                 tensors.shared.push(SharedInput { name, dtype, shape, slice });
                 continue;
             }
-            (None, Some(_)) if are_raw => Err(Error::invalid(
-                "has contents, but the request has raw_input_contents; send one of them",
-            )),
+            (None, Some(_)) if are_raw => Err(Error::invalid(format!(
+                "has contents, but the message has raw_{what}_contents; send one of them"
+            ))),
             (None, Some(contents)) => typed(dtype, &shape, message, contents),
             (None, None) if are_raw => match raw.next() {
                 Some(bytes) => decode_binary(dtype, &shape, bytes),
                 None => Err(Error::invalid(format!(
-                    "has no data: there are only {raw_count} raw_input_contents"
+                    "has no data: there are only {raw_count} raw_{what}_contents"
                 ))),
             },
             // An empty tensor may do without either.
             (None, None) => typed(dtype, &shape, message, &[]),
         };
-        let tensor = here.map_err(|error| error.context(format_args!("input \"{name}\"")))?;
+        let tensor = here.map_err(|error| error.context(format_args!("{what} \"{name}\"")))?;
         tensors.here.push(NamedTensor { name, tensor });
     }
     match raw.len() {
         0 => Ok(tensors),
         rest => Err(Error::invalid(format!(
-            "there are {rest} raw_input_contents more than inputs that take them"
+            "there are {rest} raw_{what}_contents more than {what}s that take them"
         ))),
     }
 }

@@ -58,9 +58,7 @@ fn put_output(
         Some(count) => Cow::Owned(classify(tensor, count)?),
         None => Cow::Borrowed(tensor),
     };
-    let datatype = tensor.dtype().wire_name().ok_or_else(|| {
-        Error::unsupported(format!("{} has no name in the protocol", tensor.dtype()))
-    })?;
+    let datatype = wire_name(tensor.dtype())?;
     let raw = encode_binary(&tensor)?;
     let slice = wish.and_then(|wish| wish.shared.as_ref());
     let mut place = Vec::new();
@@ -68,20 +66,38 @@ fn put_output(
         memory.write(slice, &raw)?;
         put_slice(slice, raw.len(), &mut place);
     }
-    let shape_len = tensor.shape().iter().map(|&dim| encoded_len_varint(dim as u64)).sum();
-    let length = field_len(1, name.len())
-        + field_len(2, datatype.len())
-        + field_len(3, shape_len)
-        + place.len();
+    let length = tensor_len(name, datatype, tensor.shape()) + place.len();
     head.put_u8(5 << 3 | 2);
     encode_varint(length as u64, head);
-    put(1, name.as_bytes(), head);
-    put(2, datatype.as_bytes(), head);
-    head.put_u8(3 << 3 | 2);
-    encode_varint(shape_len as u64, head);
-    tensor.shape().iter().for_each(|&dim| encode_varint(dim as u64, head));
+    put_tensor(name, datatype, tensor.shape(), head);
     head.extend_from_slice(&place);
     Ok(if slice.is_some() { bytes::Bytes::new() } else { raw })
+}
+
+/// Writes the fields that inputs and outputs begin with.
+pub(crate) fn put_tensor(name: &str, datatype: &str, shape: &[usize], out: &mut Vec<u8>) {
+    put(1, name.as_bytes(), out);
+    put(2, datatype.as_bytes(), out);
+    out.put_u8(3 << 3 | 2);
+    encode_varint(shape_len(shape) as u64, out);
+    shape.iter().for_each(|&dim| encode_varint(dim as u64, out));
+}
+
+/// Bytes that [`put_tensor`] writes.
+fn tensor_len(name: &str, datatype: &str, shape: &[usize]) -> usize {
+    field_len(1, name.len()) + field_len(2, datatype.len()) + field_len(3, shape_len(shape))
+}
+
+fn shape_len(shape: &[usize]) -> usize {
+    shape.iter().map(|&dim| encoded_len_varint(dim as u64)).sum()
+}
+
+/// # Errors
+/// `Unsupported` when the protocol has no name for it.
+pub(crate) fn wire_name(dtype: DType) -> Result<&'static str> {
+    dtype
+        .wire_name()
+        .ok_or_else(|| Error::unsupported(format!("{dtype} has no name in the protocol")))
 }
 
 /// Says where in shared memory an output is, and how long.

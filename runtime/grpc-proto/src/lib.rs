@@ -12,10 +12,12 @@ mod fuzz;
 mod messages;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 pub use encode::{encode_config, encode_infer};
 pub use fuzz::fuzz_decode;
 pub use messages::{ModelInferRequest, ModelInferResponse};
+pub use upstream::decode_metadata;
 
 /// Package `inference`.
 #[allow(clippy::all, unreachable_pub)]

@@ -1,4 +1,4 @@
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::encoding::{self, DecodeContext, WireType};
 use prost::{DecodeError, Message};
 
@@ -109,6 +109,9 @@ impl ModelInferResponse {
     }
 }
 
+/// The number of `outputs`.
+pub(crate) const OUTPUTS: u32 = 5;
+
 /// The number of `raw_output_contents`.
 const RAW_OUTPUT_CONTENTS: u32 = 6;
 
@@ -133,10 +136,10 @@ impl Message for ModelInferResponse {
         if tag == RAW_OUTPUT_CONTENTS {
             self.raw_contents.push(member);
         } else {
-            let mut head = Vec::with_capacity(self.head.len() + field_len(tag, member.len()));
-            head.extend_from_slice(&self.head);
+            // Its own memory again, so that many fields are not copied for each.
+            let mut head = BytesMut::from(std::mem::take(&mut self.head));
             put(tag, &member, &mut head);
-            self.head = head.into();
+            self.head = head.freeze();
         }
         Ok(())
     }

@@ -190,7 +190,7 @@ fn what_is_refused() {
     for (request, want) in [
         (
             bytes_of(both, &[&[0; 4]]),
-            "input \"x\": has contents, but the request has raw_input_contents; send one of them",
+            "input \"x\": has contents, but the message has raw_input_contents; send one of them",
         ),
         (
             typed("FP32", &[2], floats(&[1.0])),

@@ -191,7 +191,9 @@ impl Registry {
         let limits = self.limits(&call, revision, attempt);
         let selection = revision.select(call.outputs.as_deref())?;
         let request = Request { endpoint, revision, limits };
+        let began = self.config.clock.now();
         let inputs = revision.bind(call.inputs)?;
+        let bound = self.config.clock.now().saturating_duration_since(began);
         let rows = revision.row_count(&inputs);
         let done = match &revision.cache {
             _ if !revision.state().is_empty() => {
@@ -200,8 +202,12 @@ impl Registry {
             Some(cache) => self.run_cached(&request, inputs, cache).await?,
             None => self.run_once(&request, inputs).await?,
         };
+        let ran = self.config.clock.now();
         let outputs = pick(revision.name_outputs(done.outputs?), selection);
-        Ok(Answered { outputs, timings: done.timings, rows })
+        let mut timings = done.timings;
+        timings.compute_input += bound;
+        timings.compute_output += self.config.clock.now().saturating_duration_since(ran);
+        Ok(Answered { outputs, timings, rows })
     }
 
     /// Answers from the cache, or runs and keeps the answer.

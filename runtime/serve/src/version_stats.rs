@@ -53,11 +53,11 @@ pub struct VersionStatsSnapshot {
     pub fail: DurationCount,
     /// Waiting for a thread or for others to merge with.
     pub queue: DurationCount,
-    /// Putting inputs together.
+    /// Checking inputs against the signature, and putting them together.
     pub compute_input: DurationCount,
     /// Running transforms and model.
     pub compute_infer: DurationCount,
-    /// Taking outputs apart.
+    /// Taking outputs apart, and naming them.
     pub compute_output: DurationCount,
     /// Requests answered from the response cache, with the look-up.
     pub cache_hit: DurationCount,
@@ -86,11 +86,11 @@ pub struct BatchStats {
 pub struct Timings {
     /// Waiting for a thread or for others to merge with.
     pub queue: Duration,
-    /// Putting the inputs of several requests together.
+    /// Checking inputs, and putting those of several requests together.
     pub compute_input: Duration,
     /// Running transforms and model.
     pub compute_infer: Duration,
-    /// Taking the outputs of several requests apart.
+    /// Taking the outputs of several requests apart, and naming them.
     pub compute_output: Duration,
 }
 

@@ -10,7 +10,7 @@ use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
 use crate::plane::Plane;
 use crate::plane::logging::LogControl;
-use crate::upstream::HttpUpstreams;
+use crate::upstream;
 use crate::{device, embedded, http, reload};
 use anyhow::{Context, Result};
 use mortise_deploy::{DeployConfig, Deployer, lower_priority};
@@ -149,7 +149,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             builtins: embedded::plugins(),
             observer: stages,
             hooks: Arc::new(WebHooks::new()),
-            upstreams: Arc::new(HttpUpstreams::new(Handle::current())),
+            upstreams: Arc::new(upstream::Servers::new(Handle::current())),
             ..DeployConfig::new(config.store_dir.clone(), host(&config)?, registry.clone())
         })?;
         Ok(Arc::new(App::new(registry, deployer, config)?))

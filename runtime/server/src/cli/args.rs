@@ -174,7 +174,7 @@ Examples:
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
   mortise deploy both steps.toml --plugin ensemble
   mortise deploy digits new.onnx --rollout canary --set interval=60s
-  mortise deploy digits --upstream http://triton:8000 --set model=digits_v2
+  mortise deploy digits --upstream grpc://triton:8001 --set model=digits_v2
 
 The plugin is chosen by the file's extension: .onnx is served by `onnx`,
 .safetensors by `mlp`, and a .wasm file is a plugin itself.")]
@@ -184,9 +184,10 @@ pub(crate) struct DeployArgs {
     /// A model file, a folder of a model's files, or a plugin (.wasm).
     #[arg(required_unless_present = "upstream", conflicts_with = "upstream")]
     pub(crate) path: Option<PathBuf>,
-    /// Another server of the same protocol that answers for this version. Its
-    /// model has the endpoint's name unless --set model=NAME says otherwise;
-    /// version, timeout_ms, max_concurrent and check_every_ms can be set too.
+    /// Another server of the same protocol that answers for this version, as
+    /// http://HOST:PORT or grpc://HOST:PORT. Its model has the endpoint's name
+    /// unless --set model=NAME says otherwise; version, timeout_ms,
+    /// max_concurrent and check_every_ms can be set too.
     #[arg(long, value_name = "URL", conflicts_with_all = ["plugin", "asset"])]
     pub(crate) upstream: Option<String>,
     /// A first-party plugin (onnx, mlp), the file of a plugin (.wasm), or

@@ -68,9 +68,9 @@ section! {
         request_timeout_ms: u64 = 30_000,
         /// Largest head of a request: its line and its headers.
         max_header_bytes: u64 = 32 << 10,
-        /// Bytes that the bodies of all requests being received may hold together;
-        /// requests beyond it are refused. Bodies that come in one piece do not
-        /// count: connections bound them.
+        /// Bytes that all bodies and messages being received may hold together, over
+        /// HTTP and gRPC; requests beyond it are refused. What comes in one piece
+        /// does not count: connections bound it.
         max_buffered_body_bytes: u64 = 512 << 20,
         /// Time to receive the headers of a request.
         header_timeout_ms: u64 = 10_000,

@@ -16,6 +16,9 @@ use std::time::Duration;
 pub(crate) struct Resolved {
     pub(crate) store_dir: PathBuf,
     pub(crate) http: HttpSettings,
+    /// What bodies and messages being received may hold together, over HTTP and
+    /// gRPC.
+    pub(crate) max_buffered_body_bytes: usize,
     pub(crate) tls: Option<TlsSettings>,
     /// File of the clients that may use the data plane; everybody without one.
     pub(crate) api_keys: Option<PathBuf>,
@@ -48,8 +51,6 @@ pub(crate) struct HttpSettings {
     pub(crate) idle_timeout: Duration,
     /// Largest head of a request.
     pub(crate) max_header_bytes: usize,
-    /// What the bodies of all requests being received may hold together.
-    pub(crate) max_buffered_body_bytes: usize,
     pub(crate) max_connections: usize,
     /// How long connections are still taken when the server stops.
     pub(crate) drain_delay: Duration,
@@ -167,10 +168,10 @@ impl Resolved {
                 header_timeout: Duration::from_millis(raw.http.header_timeout_ms),
                 idle_timeout: Duration::from_millis(raw.http.idle_timeout_ms),
                 max_header_bytes: raw.http.max_header_bytes as usize,
-                max_buffered_body_bytes: raw.http.max_buffered_body_bytes as usize,
                 max_connections: raw.http.max_connections as usize,
                 drain_delay: Duration::from_millis(raw.server.drain_delay_ms),
             },
+            max_buffered_body_bytes: raw.http.max_buffered_body_bytes as usize,
             grpc: grpc(raw)?,
             shared_memory: RegionSettings {
                 prefix: raw.shared_memory.prefix.clone(),

@@ -4,6 +4,7 @@
 mod health;
 mod infer;
 mod listen;
+mod receive;
 mod repository;
 mod service;
 mod settings;
@@ -24,6 +25,7 @@ use mortise_grpc_proto::DESCRIPTORS;
 use mortise_grpc_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use mortise_grpc_proto::inference::model_repository::model_repository_service_server::ModelRepositoryServiceServer;
 use mortise_types::Error;
+use receive::CallMessages;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ type Reply = Response<tonic::body::Body>;
 type Answer = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
 
 /// A service of which each call gets its own copy, made of shared parts.
-type Handler = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
+type Handler = Box<dyn Fn(Request<CallMessages>) -> Answer + Send + Sync>;
 
 /// What answers calls.
 pub(crate) struct GrpcServer {
@@ -113,7 +115,8 @@ impl GrpcServer {
     async fn answer_in_time(&self, request: Request<Incoming>) -> Reply {
         let latest = Instant::now() + self.settings.request_timeout;
         let is_bounded = !takes_its_time(request.uri().path());
-        let answer = self.dispatch(request);
+        let messages = |body| CallMessages::new(body, &self.plane.receiving);
+        let answer = self.dispatch(request.map(messages));
         let answered = match is_bounded {
             true => tokio::time::timeout_at(latest.into(), answer).await,
             false => Ok(answer.await),
@@ -126,7 +129,7 @@ impl GrpcServer {
         reply.unwrap_or_else(|never| match never {})
     }
 
-    fn dispatch(&self, mut request: Request<Incoming>) -> Answer {
+    fn dispatch(&self, mut request: Request<CallMessages>) -> Answer {
         if !is_grpc(request.headers()) {
             return ready(not_grpc());
         }
@@ -158,7 +161,7 @@ impl GrpcServer {
 fn handler<S>(service: S) -> Handler
 where
     S: tonic::codegen::Service<
-            Request<Incoming>,
+            Request<CallMessages>,
             Response = Reply,
             Error = Infallible,
             Future = tonic::codegen::BoxFuture<Reply, Infallible>,
@@ -174,7 +177,7 @@ fn named<S>(service: S) -> (&'static str, Handler)
 where
     S: NamedService
         + tonic::codegen::Service<
-            Request<Incoming>,
+            Request<CallMessages>,
             Response = Reply,
             Error = Infallible,
             Future = tonic::codegen::BoxFuture<Reply, Infallible>,

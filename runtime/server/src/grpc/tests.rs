@@ -4,7 +4,10 @@ use super::*;
 use crate::app::ShutdownTrigger;
 use crate::auth::{ApiKeys, add_key};
 use crate::plane::{Permits, testing};
+use bytes::Bytes;
 use http::Uri;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mortise_grpc_proto::inference as pb;
@@ -270,6 +273,49 @@ async fn a_stream_is_answered_in_order() {
         assert!(inferred.parameters.contains_key("triton_final_response"));
     }
     assert_eq!(answers.message().await.unwrap(), None);
+}
+
+/// A call whose message comes in two pieces; its `grpc-status`.
+async fn infer_in_pieces(server: &Running, message: &Infer) -> Option<String> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let message = message.encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let framed = [&[0], &length[..], &message].concat();
+    let (first, second) = framed.split_at(framed.len() / 2);
+    let pieces = [first, second].map(Bytes::copy_from_slice);
+    let frames = pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+    let request = Request::post(format!(
+        "http://{}/inference.GRPCInferenceService/ModelInfer",
+        server.address
+    ))
+    .header("content-type", "application/grpc")
+    .header("te", "trailers")
+    .body(StreamBody::new(tokio_stream::iter(frames)))
+    .unwrap();
+    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+    let trailers = body.collect().await.unwrap().trailers().cloned().unwrap_or_default();
+    let status = trailers.get("grpc-status").or(head.headers.get("grpc-status"))?;
+    Some(status.to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn what_is_received_at_once_has_a_bound() {
+    let server = start(Permits::default(), None).await;
+    let message = raw("m", &[1.0; 100]);
+    let ok = Some("0".to_owned());
+    assert_eq!(infer_in_pieces(&server, &message).await, ok);
+    let mut others = server.plane.receiving.share();
+    others.hold(1 << 20).unwrap();
+    let unavailable = (Code::Unavailable as i32).to_string();
+    assert_eq!(infer_in_pieces(&server, &message).await, Some(unavailable));
+    others.hold((1 << 20) - message.encoded_len()).unwrap();
+    // What was refused is given back.
+    for _ in 0..3 {
+        assert_eq!(infer_in_pieces(&server, &message).await, ok);
+    }
 }
 
 #[tokio::test]

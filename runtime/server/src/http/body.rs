@@ -1,5 +1,6 @@
 use super::encoding;
 use super::{DataPlane, reply};
+use crate::plane::receiving::BodyBudget;
 use crate::plane::{is_large, off_worker};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
@@ -7,7 +8,6 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use mortise_types::{Error, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -15,46 +15,6 @@ use tokio::time::Instant;
 /// is done sending and sees the reply instead of a reset.
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What bodies of requests being received hold together, with a bound.
-pub(super) struct BodyBudget {
-    used: AtomicUsize,
-    limit: usize,
-}
-
-impl BodyBudget {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), limit })
-    }
-}
-
-/// Part of a [`BodyBudget`], given back on drop.
-struct BodyShare<'a> {
-    budget: &'a BodyBudget,
-    bytes: usize,
-}
-
-impl BodyShare<'_> {
-    /// # Errors
-    /// `Overloaded` when the budget is used up.
-    fn grow(&mut self, bytes: usize) -> Result<()> {
-        let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        if before + bytes <= self.budget.limit {
-            return Ok(());
-        }
-        Err(Error::overloaded(format!(
-            "requests being received hold http.max_buffered_body_bytes = {}; try again later",
-            self.budget.limit
-        )))
-    }
-}
-
-impl Drop for BodyShare<'_> {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Reads and decompresses a body within `max_body_bytes` and until `deadline`.
 ///
@@ -69,9 +29,8 @@ pub(super) async fn read(
     deadline: Instant,
 ) -> Result<Bytes> {
     let max_bytes = plane.settings.max_body_bytes;
-    let bytes = match tokio::time::timeout_at(deadline, collect(body, max_bytes, &plane.body_bytes))
-        .await
-    {
+    let collected = collect(body, max_bytes, &plane.receiving);
+    let bytes = match tokio::time::timeout_at(deadline, collected).await {
         Ok(collected) => collected?,
         Err(_elapsed) => {
             return Err(Error::deadline(format!(
@@ -91,7 +50,7 @@ pub(super) async fn read(
     Ok(bytes)
 }
 
-async fn collect(mut body: Incoming, max_bytes: usize, budget: &BodyBudget) -> Result<Bytes> {
+async fn collect(mut body: Incoming, max_bytes: usize, budget: &Arc<BodyBudget>) -> Result<Bytes> {
     let told = body.size_hint();
     if told.lower() > max_bytes as u64 {
         tokio::spawn(discard(body));
@@ -102,14 +61,14 @@ async fn collect(mut body: Incoming, max_bytes: usize, budget: &BodyBudget) -> R
     let Some(second) = next_chunk(&mut body).await? else {
         return if first.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(first) };
     };
-    let mut share = BodyShare { budget, bytes: 0 };
+    let mut share = budget.share();
     let told = usize::try_from(told.lower()).unwrap_or(0);
     let mut bytes = BytesMut::with_capacity(told.max(first.len() + second.len()));
     let mut next = Some(second);
     bytes.extend_from_slice(&first);
     while let Some(chunk) = next {
         bytes.extend_from_slice(&chunk);
-        let held = share.grow(chunk.len());
+        let held = share.hold(bytes.len() - first.len());
         if held.is_err() || bytes.len() > max_bytes {
             tokio::spawn(discard(body));
             return Err(held.err().unwrap_or_else(|| too_large(max_bytes)));

@@ -18,7 +18,6 @@ mod tests;
 use crate::app::{App, Shutdown};
 use crate::config::HttpSettings;
 use crate::plane::Plane;
-use body::BodyBudget;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use hyper::body::Incoming;
@@ -37,8 +36,7 @@ pub(crate) async fn serve_http(
     mut shutdown: Shutdown,
 ) {
     let settings = app.config.http.clone();
-    let body_bytes = BodyBudget::new(settings.max_buffered_body_bytes);
-    let plane = DataPlane { settings, body_bytes, plane };
+    let plane = DataPlane { settings, plane };
     let stop = async move { shutdown.requested().await };
     listen::serve(listener, app.tls.clone(), Arc::new(plane), stop).await;
 }
@@ -46,7 +44,6 @@ pub(crate) async fn serve_http(
 /// The data plane over HTTP.
 struct DataPlane {
     settings: HttpSettings,
-    body_bytes: Arc<BodyBudget>,
     plane: Arc<Plane>,
 }
 

@@ -26,16 +26,11 @@ fn serve_with(change: impl FnOnce(&mut HttpSettings), permits: Permits) -> Serve
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
         max_header_bytes: 32 << 10,
-        max_buffered_body_bytes: 1 << 20,
         max_connections: 64,
         drain_delay: Duration::ZERO,
     };
     change(&mut settings);
-    let plane = Arc::new(DataPlane {
-        body_bytes: BodyBudget::new(settings.max_buffered_body_bytes),
-        settings,
-        plane: testing::plane(permits),
-    });
+    let plane = Arc::new(DataPlane { settings, plane: testing::plane(permits) });
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -342,7 +337,9 @@ fn statistics_count_what_was_answered() {
     let stats = &read("/v2/models/m/versions/3/stats")["model_stats"][0];
     assert_eq!((stats["name"].as_str(), stats["version"].as_str()), (Some("m"), Some("3")));
     assert_eq!(stats["inference_stats"]["success"]["count"], 1);
-    assert!(stats["inference_stats"]["success"]["ns"].as_u64().unwrap() > 0);
+    for part in ["success", "queue", "compute_input", "compute_infer", "compute_output"] {
+        assert!(stats["inference_stats"][part]["ns"].as_u64().unwrap() > 0, "{part} in {stats}");
+    }
     assert!(stats["last_inference"].as_u64().unwrap() > 1_600_000_000_000);
     assert_eq!(server.send("GET /v2/models/m/versions/9/stats", "", b"").status, 404);
     assert_eq!(server.send("GET /v2/models/none/stats", "", b"").status, 404);

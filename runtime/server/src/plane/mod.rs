@@ -4,6 +4,7 @@
 pub(crate) mod infer;
 pub(crate) mod logging;
 pub(crate) mod models;
+pub(crate) mod receiving;
 pub(crate) mod regions;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -16,6 +17,7 @@ use mortise_observe::Observer;
 use mortise_serve::Registry;
 use mortise_types::{Error, Result};
 use mortise_wire::WireLimits;
+use receiving::BodyBudget;
 use regions::Regions;
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ pub(crate) struct Plane {
     /// Who may ask for anything but the server's health; everybody without it.
     pub(crate) keys: Option<Arc<ApiKeys>>,
     pub(crate) control: Arc<dyn Control>,
+    /// What is being received, over all listeners.
+    pub(crate) receiving: Arc<BodyBudget>,
     /// Registered shared memory.
     pub(crate) regions: Arc<Regions>,
     pub(crate) logging: Arc<LogControl>,
@@ -76,6 +80,7 @@ impl Plane {
             limits: WireLimits::default(),
             observer: app.observer.clone(),
             keys: app.keys.clone(),
+            receiving: BodyBudget::new(app.config.max_buffered_body_bytes),
             regions: Arc::new(Regions::new(app.config.shared_memory.clone())),
             logging,
             permits: app.config.permits,

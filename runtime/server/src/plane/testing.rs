@@ -1,6 +1,7 @@
 //! A data plane with models that compute nothing much, for tests.
 
 use super::logging::LogControl;
+use super::receiving::BodyBudget;
 use super::regions::{RegionSettings, Regions};
 use super::{Control, Permits, Plane};
 use crate::auth::ApiKeys;
@@ -34,6 +35,7 @@ pub(crate) fn plane_for(permits: Permits, keys: Option<Arc<ApiKeys>>) -> Arc<Pla
         observer: Arc::new(Observer::new()),
         keys,
         control: Arc::new(FakeControl),
+        receiving: BodyBudget::new(1 << 20),
         regions: Arc::new(Regions::new(regions)),
         logging: Arc::new(LogControl::new("info", Box::new(|_| Ok(())))),
         permits,

@@ -1,45 +1,35 @@
-//! Versions that another server answers, over HTTP/1.1.
+//! Versions that another server answers, over HTTP/1.1 or gRPC.
 
 mod client;
+mod grpc;
 mod health;
+mod http;
 mod remote;
 
 use client::Client;
 use mortise_deploy::{UpstreamModel, UpstreamTarget, Upstreams};
 use mortise_serve::Upstream;
 use mortise_types::{Error, Result};
-use mortise_wire::{decode_extensions, decode_metadata};
 use remote::Remote;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// The extension by which a server says that it takes binary tensors.
-const BINARY_EXTENSION: &str = "binary_tensor_data";
-
 /// Asks servers that speak the Open Inference Protocol.
-pub(crate) struct HttpUpstreams(Handle);
+pub(crate) struct Servers(Handle);
 
-impl HttpUpstreams {
+impl Servers {
     /// Requests run on the runtime of `handle`.
     pub(crate) fn new(handle: Handle) -> Self {
         Self(handle)
     }
 }
 
-impl Upstreams for HttpUpstreams {
+impl Upstreams for Servers {
     fn describe(&self, target: &UpstreamTarget) -> Result<UpstreamModel> {
         let client = Client::new(target)?;
         let deadline = Instant::now() + Duration::from_millis(target.timeout_ms);
-        self.0.block_on(async {
-            let about_model = client.get(client.model_path(), deadline).await?.success()?;
-            let about_server = client.get("/v2", deadline).await?.success()?;
-            let extensions = decode_extensions(&about_server.body);
-            Ok(UpstreamModel {
-                signature: decode_metadata(&about_model.body)?,
-                is_binary: extensions.iter().any(|name| name == BINARY_EXTENSION),
-            })
-        })
+        self.0.block_on(client.describe(deadline))
     }
 
     fn connect(&self, target: &UpstreamTarget, model: UpstreamModel) -> Result<Arc<dyn Upstream>> {

@@ -1,10 +1,10 @@
-use super::client::{Answer, Client};
+use super::client::{Client, Reply};
 use super::health::Health;
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_host::PluginHealth;
 use mortise_serve::{Upstream, UpstreamAnswer};
 use mortise_types::{Error, ErrorKind, Result, Signature, Tensor};
-use mortise_wire::{NamedTensor, WireLimits, decode_answer, encode_request};
+use mortise_wire::{NamedTensor, WireLimits};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -56,19 +56,21 @@ impl Remote {
         let specs = &self.model.signature.inputs;
         let named: Vec<(&str, Tensor)> =
             specs.iter().map(|spec| spec.name.as_str()).zip(inputs).collect();
-        let request = encode_request(&named, self.model.is_binary)?;
-        let answer = self.client.infer(request, deadline).await.and_then(Answer::success);
-        self.note(&answer);
-        let answer = answer.map_err(|error| about(&self.client, error))?;
-        let limits = WireLimits::default();
-        let outputs = decode_answer(&answer.body, answer.header_length, &limits)
-            .and_then(|outputs| self.in_order(outputs));
+        let reply = self.client.infer(&named, self.model.is_binary, deadline).await;
+        let reply = reply.map_err(|error| self.about(error));
+        self.note(&reply);
+        let outputs = reply?.outputs(&WireLimits::default());
+        let outputs = outputs.and_then(|outputs| self.in_order(outputs));
         // Malformed is the server's fault, not the request's.
         outputs.map_err(|error| {
             error
                 .context(format_args!("the answer of {}", self.client.url()))
                 .with_kind(ErrorKind::PluginFailed)
         })
+    }
+
+    fn about(&self, error: Error) -> Error {
+        error.context(format_args!("upstream {}", self.client.url()))
     }
 
     /// The outputs in the order of the signature.
@@ -83,8 +85,8 @@ impl Remote {
 
     /// What a request says about the server's health: refusals of the request
     /// itself say nothing against it.
-    fn note(&self, answer: &Result<Answer>) {
-        match answer {
+    fn note(&self, reply: &Result<Reply>) {
+        match reply {
             Err(error) if error.kind() == ErrorKind::NotReady => self.failed(error.message()),
             Err(error) if error.kind() == ErrorKind::Deadline => self.failed(error.message()),
             _ => self.health.succeeded(),
@@ -101,11 +103,10 @@ impl Remote {
     async fn check(&self, check_every: Duration) {
         let now = Instant::now();
         self.health.checking(now);
-        let path = format!("{}/ready", self.client.model_path());
         let deadline = now + check_every.max(MIN_CHECK_TIME);
-        match self.client.get(&path, deadline).await.and_then(Answer::success) {
-            Ok(_) => self.health.succeeded(),
-            Err(error) => self.failed(error.message()),
+        match self.client.check_ready(deadline).await {
+            Ok(()) => self.health.succeeded(),
+            Err(error) => self.failed(self.about(error).message()),
         }
     }
 }
@@ -118,13 +119,6 @@ async fn check_until_dropped(remote: Weak<Remote>, check_every: Duration) {
         tokio::time::sleep(check_every).await;
         let Some(remote) = remote.upgrade() else { return };
         remote.check(check_every).await;
-    }
-}
-
-fn about(client: &Client, error: Error) -> Error {
-    match error.message().starts_with(client.url()) {
-        true => error.context("upstream"),
-        false => error.context(format_args!("upstream {}", client.url())),
     }
 }
 
