@@ -3,6 +3,7 @@
 //! over sockets and know nothing of its insides.
 
 pub mod admin;
+pub mod collector;
 pub mod grpc;
 pub mod http1;
 pub mod infer;

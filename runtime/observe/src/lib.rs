@@ -16,6 +16,7 @@ use std::time::Duration;
 pub struct Observer {
     pub http: HttpCounters,
     pub grpc: GrpcCounters,
+    pub traces: TraceCounters,
     exporter: PrometheusHandle,
 }
 
@@ -23,9 +24,7 @@ pub struct Observer {
 #[derive(Clone)]
 pub struct HttpCounters {
     pub connections: ConnectionCounters,
-    decode_ns: Counter,
-    encode_ns: Counter,
-    overhead: Arc<Histogram>,
+    overhead: OverheadCounters,
     request_body_bytes: Counter,
     response_body_bytes: Counter,
     /// One for each of [`STATUSES`], and one for all others.
@@ -36,6 +35,7 @@ pub struct HttpCounters {
 #[derive(Clone)]
 pub struct GrpcCounters {
     pub connections: ConnectionCounters,
+    overhead: OverheadCounters,
     /// One for each of [`CODES`].
     responses: Vec<Counter>,
 }
@@ -50,6 +50,22 @@ pub struct ConnectionCounters {
     timed_out: Counter,
     evicted: Counter,
     failed_handshakes: Counter,
+}
+
+/// What a listener takes for inferences. Clones count together.
+#[derive(Clone)]
+struct OverheadCounters {
+    decode_ns: Counter,
+    encode_ns: Counter,
+    total: Arc<Histogram>,
+}
+
+/// Counters of traces. Clones count together.
+#[derive(Clone)]
+pub struct TraceCounters {
+    exported: Counter,
+    failed: Counter,
+    dropped: Counter,
 }
 
 /// Time that a listener took for one inference.
@@ -103,19 +119,17 @@ impl Observer {
     pub fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         let exporter = recorder.handle();
-        let register = || (HttpCounters::register(), GrpcCounters::register());
-        let (http, grpc) = metrics::with_local_recorder(&recorder, register);
-        Self { http, grpc, exporter }
+        let register =
+            || (HttpCounters::register(), GrpcCounters::register(), TraceCounters::register());
+        let (http, grpc, traces) = metrics::with_local_recorder(&recorder, register);
+        Self { http, grpc, traces, exporter }
     }
 
     /// All counters in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut page = self.exporter.render();
-        self.http.overhead.render(
-            &mut page,
-            "mortise_http_overhead_seconds",
-            "time from a received body to its encoded reply, without waiting and running",
-        );
+        self.http.overhead.render(&mut page, "http");
+        self.grpc.overhead.render(&mut page, "grpc");
         page
     }
 }
@@ -184,14 +198,81 @@ impl ConnectionCounters {
     }
 }
 
+impl OverheadCounters {
+    /// Of the listener that the settings call `plane`.
+    fn register(plane: &str) -> Self {
+        let count = |what: &str, meaning: &'static str| {
+            let name = format!("mortise_{plane}_{what}_nanoseconds_total");
+            describe_counter!(name.clone(), meaning);
+            counter!(name)
+        };
+        Self {
+            decode_ns: count("decode", "decoding requests"),
+            encode_ns: count("encode", "encoding replies"),
+            total: Arc::default(),
+        }
+    }
+
+    fn record(&self, spent: Overhead) {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.decode_ns.increment(ns(spent.decode));
+        self.encode_ns.increment(ns(spent.encode));
+        self.total.record(spent.total);
+    }
+
+    fn render(&self, page: &mut String, plane: &str) {
+        self.total.render(
+            page,
+            &format!("mortise_{plane}_overhead_seconds"),
+            "time from a received body to its encoded reply, without waiting and running",
+        );
+    }
+}
+
+impl TraceCounters {
+    fn register() -> Self {
+        let count = |name: &'static str, meaning: &'static str| {
+            describe_counter!(name, meaning);
+            counter!(name)
+        };
+        Self {
+            exported: count("mortise_trace_spans_exported_total", "spans that a collector took"),
+            failed: count("mortise_trace_spans_failed_total", "spans that no collector took"),
+            dropped: count(
+                "mortise_traces_dropped_total",
+                "traced requests beyond tracing.max_queued_requests",
+            ),
+        }
+    }
+
+    pub fn exported(&self, spans: usize) {
+        self.exported.increment(spans as u64);
+    }
+
+    pub fn failed(&self, spans: usize) {
+        self.failed.increment(spans as u64);
+    }
+
+    /// Counts one request.
+    pub fn dropped(&self) {
+        self.dropped.increment(1);
+    }
+}
+
 impl GrpcCounters {
     fn register() -> Self {
         describe_counter!("mortise_grpc_responses_total", "calls answered by code");
         let by_code = |code| counter!("mortise_grpc_responses_total", "code" => code);
         Self {
             connections: ConnectionCounters::register("grpc"),
+            overhead: OverheadCounters::register("grpc"),
             responses: CODES.iter().copied().map(by_code).collect(),
         }
+    }
+
+    /// Counts one answered inference: what the listener itself took for it.
+    pub fn answered(&self, spent: Overhead) {
+        self.overhead.record(spent);
     }
 
     /// Counts a call, or the beginning of a stream, by the number of its code.
@@ -204,17 +285,13 @@ impl GrpcCounters {
 
 impl HttpCounters {
     fn register() -> Self {
-        describe_counter!("mortise_http_decode_nanoseconds_total", "decoding requests");
-        describe_counter!("mortise_http_encode_nanoseconds_total", "encoding replies");
         describe_counter!("mortise_http_request_body_bytes_total", "bodies read, decompressed");
         describe_counter!("mortise_http_response_body_bytes_total", "bodies of infer replies");
         describe_counter!("mortise_http_responses_total", "responses by status");
         let by_status = |status| counter!("mortise_http_responses_total", "status" => status);
         Self {
             connections: ConnectionCounters::register("http"),
-            decode_ns: counter!("mortise_http_decode_nanoseconds_total"),
-            encode_ns: counter!("mortise_http_encode_nanoseconds_total"),
-            overhead: Arc::default(),
+            overhead: OverheadCounters::register("http"),
             request_body_bytes: counter!("mortise_http_request_body_bytes_total"),
             response_body_bytes: counter!("mortise_http_response_body_bytes_total"),
             responses: STATUSES.iter().map(|row| row.1).chain(["other"]).map(by_status).collect(),
@@ -223,10 +300,7 @@ impl HttpCounters {
 
     /// Counts one answered inference: what the listener itself took for it.
     pub fn answered(&self, spent: Overhead) {
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.decode_ns.increment(ns(spent.decode));
-        self.encode_ns.increment(ns(spent.encode));
-        self.overhead.record(spent.total);
+        self.overhead.record(spent);
     }
 
     pub fn body_read(&self, bytes: usize) {

@@ -9,7 +9,7 @@ use crate::revision::{Revision, byte_len};
 use crate::routing::RequestFacts;
 use crate::upstream::Upstream;
 use crate::version_stats::{Execution, Timings};
-use mortise_types::{Error, ErrorKind, Result, RunControl, Tensor};
+use mortise_types::{Error, ErrorKind, Result, RunControl, Tensor, TraceContext};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub struct InferCall<'a> {
     pub facts: Option<&'a dyn RequestFacts>,
     /// Whose rate limit the request counts against: an API key or an address.
     pub client_key: Option<&'a str>,
+    /// The trace that the request belongs to, for other servers that it needs.
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// A request's place in a sequence.
@@ -190,7 +192,7 @@ impl Registry {
         endpoint.rate_limiter.check(self.config.clock.now(), rates, call.client_key)?;
         let limits = self.limits(&call, revision, attempt);
         let selection = revision.select(call.outputs.as_deref())?;
-        let request = Request { endpoint, revision, limits };
+        let request = Request { endpoint, revision, limits, trace: call.trace };
         let began = self.config.clock.now();
         let inputs = revision.bind(call.inputs)?;
         let bound = self.config.clock.now().saturating_duration_since(began);
@@ -244,7 +246,7 @@ impl Registry {
         mut inputs: Vec<Tensor>,
         step: Option<SequenceStep>,
     ) -> Result<Done> {
-        let Request { endpoint, revision, limits } = request;
+        let Request { endpoint, revision, limits, .. } = request;
         let step = step.ok_or_else(|| {
             Error::invalid(format!(
                 "model \"{}\" keeps state between requests: send the parameters sequence_id and, \
@@ -300,7 +302,7 @@ impl Registry {
         let Limits { deadline, has_fallback, .. } = request.limits;
         let left = deadline.saturating_duration_since(started);
         let until = if has_fallback { started + left / 2 } else { deadline };
-        let outputs = match upstream.infer(inputs, until).await {
+        let outputs = match upstream.infer(inputs, until, request.trace).await {
             Err(error) if has_fallback && error.kind() == ErrorKind::Deadline => {
                 Err(error.with_kind(ErrorKind::NotReady))
             }
@@ -332,6 +334,7 @@ impl Registry {
                 arrived: Some(request.limits.arrived),
                 deadline: Some(request.limits.deadline),
                 priority: request.limits.priority,
+                trace: request.trace,
                 ..InferCall::default()
             };
             let answer = self.infer_member(&endpoint, revision, call).await;
@@ -445,6 +448,7 @@ struct Request<'a> {
     endpoint: &'a Endpoint,
     revision: &'a Arc<Revision>,
     limits: Limits,
+    trace: Option<&'a TraceContext>,
 }
 
 fn no_sequence(id: &SequenceId) -> Error {

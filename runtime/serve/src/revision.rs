@@ -54,6 +54,14 @@ pub struct RevisionParts {
     pub created: SystemTime,
 }
 
+/// What came of a run, and its time.
+pub(crate) struct Ran {
+    pub(crate) outputs: Result<Vec<Tensor>>,
+    pub(crate) took: Duration,
+    /// The part of `took` before the model.
+    pub(crate) transforms: Duration,
+}
+
 /// How one stage is connected to what ran before it.
 struct Step {
     inputs: Vec<Take>,
@@ -115,7 +123,7 @@ impl Revision {
         inputs: Vec<(String, Tensor)>,
         control: &RunControl,
     ) -> Result<Vec<(String, Tensor)>> {
-        let outputs = self.run(self.bind(inputs)?, control).0?;
+        let outputs = self.run(self.bind(inputs)?, control).outputs?;
         Ok(self.name_outputs(outputs))
     }
 
@@ -320,14 +328,12 @@ impl Revision {
 
     /// Runs inputs in the run's order and measures the time. A panic in
     /// a kernel ends here, as an error of this one request.
-    pub(crate) fn run(
-        &self,
-        inputs: Vec<Tensor>,
-        control: &RunControl,
-    ) -> (Result<Vec<Tensor>>, Duration) {
+    pub(crate) fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Ran {
         let input_bytes = byte_len(&inputs);
         let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.run_stages(inputs, control)));
+        let mut transforms = Duration::ZERO;
+        let run = || self.run_stages(inputs, control, &mut transforms);
+        let outcome = catch_unwind(AssertUnwindSafe(run));
         let took = started.elapsed();
         let result = outcome.unwrap_or_else(|panic| Err(self.panicked(&*panic)));
         let is_slower = || self.predicted_time(input_bytes).is_none_or(|known| took > known);
@@ -339,13 +345,21 @@ impl Revision {
             }
             Err(_) => {}
         }
-        (result.and_then(|outputs| self.check_count(outputs)), took)
+        let outputs = result.and_then(|outputs| self.check_count(outputs));
+        Ran { outputs, took, transforms }
     }
 
-    fn run_stages(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
+    /// `transforms` is set to the time of the stages before the model.
+    fn run_stages(
+        &self,
+        inputs: Vec<Tensor>,
+        control: &RunControl,
+        transforms: &mut Duration,
+    ) -> Result<Vec<Tensor>> {
         if let [model] = self.parts.stages.as_slice() {
             return model.execute(inputs, control);
         }
+        let started = Instant::now();
         let mut slots: Vec<Option<Tensor>> = vec![None; self.slot_count];
         for (&slot, tensor) in self.input_slots.iter().zip(inputs) {
             slots[slot] = Some(tensor);
@@ -360,6 +374,7 @@ impl Revision {
             if !step.outputs.is_empty() {
                 let produced = std::mem::take(&mut outputs);
                 step.outputs.iter().zip(produced).for_each(|(&at, out)| slots[at] = Some(out));
+                *transforms = started.elapsed();
             }
         }
         Ok(outputs)

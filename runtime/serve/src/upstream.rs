@@ -1,6 +1,6 @@
 use crate::stage::{CustomStage, Stage, StageRun};
 use mortise_host::{PluginHealth, PluginStats};
-use mortise_types::{Result, RunControl, Signature, Tensor};
+use mortise_types::{Result, RunControl, Signature, Tensor, TraceContext};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,15 +11,20 @@ pub trait Upstream: Send + Sync {
     fn signature(&self) -> &Signature;
 
     /// Inputs and outputs in the order of the signature. Dropping the future
-    /// gives the request up.
+    /// gives the request up. The server is told of `trace`.
     ///
     /// # Errors
     /// `Deadline` at `deadline`; `NotReady` when the server cannot be reached,
     /// breaks off, or takes longer than it may; else what it answers.
-    fn infer(&self, inputs: Vec<Tensor>, deadline: Instant) -> UpstreamAnswer<'_>;
+    fn infer<'a>(
+        &'a self,
+        inputs: Vec<Tensor>,
+        deadline: Instant,
+        trace: Option<&'a TraceContext>,
+    ) -> UpstreamAnswer<'a>;
 
-    /// As [`Upstream::infer`], on the calling thread, which must not be one
-    /// that serves.
+    /// As [`Upstream::infer`] without a trace, on the calling thread, which must
+    /// not be one that serves.
     ///
     /// # Errors
     /// As [`Upstream::infer`].

@@ -19,6 +19,7 @@ pub(crate) struct VersionStats {
     queue: Counter,
     compute_input: Counter,
     compute_infer: Counter,
+    transform: Counter,
     compute_output: Counter,
     cache_hit: Counter,
     cache_miss: Counter,
@@ -57,6 +58,8 @@ pub struct VersionStatsSnapshot {
     pub compute_input: DurationCount,
     /// Running transforms and model.
     pub compute_infer: DurationCount,
+    /// The part of `compute_infer` that transforms took.
+    pub transform: DurationCount,
     /// Taking outputs apart, and naming them.
     pub compute_output: DurationCount,
     /// Requests answered from the response cache, with the look-up.
@@ -90,6 +93,8 @@ pub struct Timings {
     pub compute_input: Duration,
     /// Running transforms and model.
     pub compute_infer: Duration,
+    /// The part of `compute_infer` that transforms took.
+    pub transform: Duration,
     /// Taking the outputs of several requests apart, and naming them.
     pub compute_output: Duration,
 }
@@ -126,6 +131,7 @@ impl Default for VersionStats {
             queue: Counter::default(),
             compute_input: Counter::default(),
             compute_infer: Counter::default(),
+            transform: Counter::default(),
             compute_output: Counter::default(),
             cache_hit: Counter::default(),
             cache_miss: Counter::default(),
@@ -153,6 +159,7 @@ impl VersionStats {
         self.queue.add(timings.queue);
         self.compute_input.add(timings.compute_input);
         self.compute_infer.add(timings.compute_infer);
+        self.transform.add(timings.transform);
         self.compute_output.add(timings.compute_output);
     }
 
@@ -183,6 +190,7 @@ impl VersionStats {
             queue: self.queue.read(),
             compute_input: self.compute_input.read(),
             compute_infer: self.compute_infer.read(),
+            transform: self.transform.read(),
             compute_output: self.compute_output.read(),
             cache_hit: self.cache_hit.read(),
             cache_miss: self.cache_miss.read(),

@@ -1,6 +1,7 @@
 use crate::auth::ApiKeys;
 use crate::config::Resolved;
 use crate::net::Tls;
+use crate::trace::Tracer;
 use anyhow::Result;
 use mortise_deploy::Deployer;
 use mortise_observe::Observer;
@@ -15,6 +16,7 @@ pub(crate) struct App {
     pub(crate) deployer: Arc<Deployer>,
     pub(crate) config: Resolved,
     pub(crate) observer: Arc<Observer>,
+    pub(crate) tracer: Arc<Tracer>,
     pub(crate) keys: Option<Arc<ApiKeys>>,
     pub(crate) tls: Option<Arc<Tls>>,
     draining: AtomicBool,
@@ -28,10 +30,12 @@ impl App {
         deployer: Arc<Deployer>,
         config: Resolved,
     ) -> Result<Self> {
+        let observer = Arc::new(Observer::new());
         Ok(Self {
+            tracer: Tracer::new(config.tracing.as_ref(), observer.traces.clone())?,
             registry,
             deployer,
-            observer: Arc::new(Observer::new()),
+            observer,
             keys: config.api_keys.clone().map(ApiKeys::load).transpose()?,
             tls: config.tls.clone().map(Tls::load).transpose()?,
             config,

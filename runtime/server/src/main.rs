@@ -18,6 +18,7 @@ mod plane;
 mod reload;
 mod serve;
 mod status;
+mod trace;
 mod upstream;
 
 use anyhow::Result;

@@ -160,10 +160,14 @@ fn latency(page: &mut Page, rows: &[Row]) {
 /// What is read from a version's statistics for one stage.
 type StageReading = fn(&VersionStatsSnapshot) -> DurationCount;
 
-const STAGES: [(&str, StageReading); 4] = [
+const STAGES: [(&str, StageReading); 5] = [
     ("queue", |v| v.queue),
     ("input", |v| v.compute_input),
-    ("compute", |v| v.compute_infer),
+    ("transform", |v| v.transform),
+    ("compute", |v| DurationCount {
+        total_ns: v.compute_infer.total_ns.saturating_sub(v.transform.total_ns),
+        ..v.compute_infer
+    }),
     ("output", |v| v.compute_output),
 ];
 

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +29,9 @@ use tokio::task::JoinSet;
 
 /// Name of the hidden command that compiles one component.
 pub(crate) const COMPILE_COMMAND: &str = "__compile-plugin";
+
+/// How long the last traces may take when the server ends.
+const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where a running server is reached.
 #[derive(Clone)]
@@ -63,7 +67,7 @@ where
     let shutdown_timeout = config.shutdown_timeout;
     let outcome = runtime.block_on(serve(config, logging, on_ready));
     // What still runs past its time must not keep the process.
-    runtime.shutdown_timeout(shutdown_timeout.min(std::time::Duration::from_secs(1)));
+    runtime.shutdown_timeout(shutdown_timeout.min(Duration::from_secs(1)));
     outcome
 }
 
@@ -122,7 +126,8 @@ where
         tracing::warn!("requests were still under way at the end of server.shutdown_timeout_ms");
     }
     drop(admin_file);
-    Ok(())
+    let flush = move || app.tracer.finish(TRACE_FLUSH_TIMEOUT);
+    tokio::task::spawn_blocking(flush).await.context("exporting the last traces broke down")
 }
 
 /// Opens the store and restores what is deployed, off the serving threads.

@@ -9,6 +9,7 @@ mod graph_def;
 mod signature;
 mod storage;
 mod tensor;
+mod trace;
 mod value;
 
 pub use assets::{Asset, Assets};
@@ -21,6 +22,7 @@ pub use graph_def::{
 pub use signature::{ANY_RANK, Signature, TensorSpec, VARIABLE};
 pub use storage::{BufferPool, Line, Storage};
 pub use tensor::{Shape, Strings, StringsBuilder, Tensor};
+pub use trace::TraceContext;
 pub use value::{MapKeys, Value};
 
 // What other crates need to name the types in these signatures.

@@ -13,9 +13,15 @@ use crate::workspace::Workspace;
 /// One environment each: their requirements exclude each other.
 const ENVIRONMENTS: [&str; 5] = ["triton", "perf", "mlserver", "litserve", "ray"];
 
-/// Programs and libraries of the system, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 3] =
-    [("/usr/bin/wrk", "wrk"), ("/usr/bin/h2load", "nghttp2-client"), LIBB64];
+/// Files of the system, and the Debian packages that have them.
+const TOOLS: [(&str, &str); 6] = [
+    ("/usr/bin/wrk", "wrk"),
+    ("/usr/bin/h2load", "nghttp2-client"),
+    (DEBIAN_PYTHON, "python3.11"),
+    ("/usr/lib/python3.11/ensurepip", "python3.11-venv"),
+    ("/usr/lib/x86_64-linux-gnu/libpython3.11.so.1.0", "libpython3.11"),
+    LIBB64,
+];
 
 /// What perf_analyzer is linked with.
 const LIBB64: (&str, &str) = ("/usr/lib/x86_64-linux-gnu/libb64.so.0d", "libb64-0d");
@@ -79,8 +85,15 @@ fn install_tools(tools: &[(&str, &str)]) {
     if missing.is_empty() {
         return;
     }
-    let install = Command::new("apt-get").args(["install", "-y", "-qq"]).args(&missing).run();
-    if let Err(error) = install {
-        println!("{} are missing; apt-get install them ({error:#})", missing.join(", "));
+    let apt = |arguments: &[&str]| Command::new("apt-get").args(arguments).run();
+    // Lists that cannot be renewed may still do.
+    if let Err(error) = apt(&["update", "-qq"]) {
+        println!("apt-get update: {error:#}");
+    }
+    // One by one: a package that this system does not have hinders no other.
+    for package in missing {
+        if let Err(error) = apt(&["install", "-y", "-qq", package]) {
+            println!("{package} is missing; as an administrator, apt-get install it ({error:#})");
+        }
     }
 }

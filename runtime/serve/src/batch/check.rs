@@ -34,10 +34,10 @@ impl Revision {
             return Err(Error::invalid("there are no two samples that could be merged"));
         }
         let rows: Vec<usize> = buckets.iter().flatten().map(|(rows, _)| *rows).collect();
-        let alone = bound.iter().map(|inputs| self.run(inputs.clone(), control).0);
+        let alone = bound.iter().map(|inputs| self.run(inputs.clone(), control).outputs);
         let alone = alone.collect::<Result<Vec<_>>>()?;
         let inputs: Vec<&[Tensor]> = bound.iter().map(Vec::as_slice).collect();
-        let together = self.run(merge::join(&inputs)?, control).0?;
+        let together = self.run(merge::join(&inputs)?, control).outputs?;
         let together = merge::split(&together, &rows)?;
         for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
             self.compare(index, alone, together)?;

@@ -3,7 +3,7 @@
 use super::queue::{Dropped, Member};
 use super::{Engine, Pending, merge};
 use crate::infer::late;
-use crate::revision::Revision;
+use crate::revision::{Ran, Revision};
 use crate::version_stats::{Execution, Timings};
 use mortise_types::{ErrorKind, Result, RunControl, Tensor};
 use std::time::Duration;
@@ -44,7 +44,8 @@ fn run_together(
     let compute_input = engine.clock.now().saturating_duration_since(started);
     let deadline = members.iter().map(|member| member.deadline).max();
     let control = RunControl::new(deadline, engine.max_loop_iterations);
-    let (outputs, compute_infer) = revision.run(merged, &control);
+    let Ran { outputs, took: compute_infer, transforms: transform } =
+        revision.run(merged, &control);
     let ran = engine.clock.now();
     let rows: Vec<usize> = members.iter().map(|member| member.rows).collect();
     let parts = merge::split(&outputs?, &rows).inspect_err(|error| {
@@ -53,7 +54,8 @@ fn run_together(
         revision.batcher.forbid_merging();
     })?;
     let compute_output = engine.clock.now().saturating_duration_since(ran);
-    let timings = Timings { compute_input, compute_infer, compute_output, queue: Duration::ZERO };
+    let queue = Duration::ZERO;
+    let timings = Timings { compute_input, compute_infer, transform, compute_output, queue };
     let rows = rows.iter().sum::<usize>() as u64;
     revision.stats.executed(&Execution { rows, timings });
     let done = |(member, outputs): (&Member<Pending>, Vec<Tensor>)| {
@@ -83,8 +85,8 @@ pub(crate) fn run_one(
     queue: Duration,
 ) -> Done {
     let rows = revision.row_count(&inputs);
-    let (outputs, compute_infer) = revision.run(inputs, control);
-    let timings = Timings { queue, compute_infer, ..Timings::default() };
+    let Ran { outputs, took: compute_infer, transforms: transform } = revision.run(inputs, control);
+    let timings = Timings { queue, compute_infer, transform, ..Timings::default() };
     if outputs.is_ok() {
         revision.stats.executed(&Execution { rows, timings });
     }

@@ -6,7 +6,9 @@ mod resolved;
 mod unknown;
 
 pub(crate) use raw::Raw;
-pub(crate) use resolved::{GrpcSettings, HttpSettings, Overrides, Resolved, TlsSettings};
+pub(crate) use resolved::{
+    GrpcSettings, HttpSettings, Overrides, Resolved, TlsSettings, TracingSettings,
+};
 
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -51,6 +53,21 @@ mod tests {
             let message = parse(text).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(message.contains(want), "{text:?}: {message}");
             assert_eq!(message.is_empty(), want.is_empty(), "{text:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn traces_go_to_a_collector_without_tls() {
+        let resolved = |endpoint: &str| {
+            let text = format!("[tracing]\nendpoint = {endpoint:?}");
+            Resolved::new(&parse(&text).unwrap(), "store".into())
+        };
+        assert!(resolved("").unwrap().tracing.is_none());
+        let settings = resolved("http://there:4318/v1/traces").unwrap().tracing.unwrap();
+        assert_eq!(settings.sample_every, 1_000);
+        for endpoint in ["https://there/v1/traces", "there:4318"] {
+            let error = resolved(endpoint).err().unwrap().to_string();
+            assert!(error.contains("tracing.endpoint") && error.contains("http://"), "{error}");
         }
     }
 

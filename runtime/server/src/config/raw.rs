@@ -47,6 +47,7 @@ pub(crate) struct Raw {
     pub(crate) tls: Tls,
     pub(crate) auth: Auth,
     pub(crate) metrics: Metrics,
+    pub(crate) tracing: Tracing,
     pub(crate) admin: Admin,
     pub(crate) serving: Serving,
     pub(crate) plugins: Plugins,
@@ -155,6 +156,24 @@ section! {
     Metrics {
         /// Where to listen. Port 0 takes a free one.
         address: String = "127.0.0.1:8002".to_string(),
+    }
+}
+
+section! {
+    /// Traces of requests, for a collector of OpenTelemetry. Without it, the trace
+    /// context of clients is still passed on to other servers that are asked.
+    Tracing {
+        /// Where spans go, as OTLP over HTTP: "http://localhost:4318/v1/traces".
+        /// Empty switches tracing off.
+        endpoint: String = String::new(),
+        /// One in this many requests is traced, of those that come without a trace
+        /// context; with one, the client decides.
+        sample_every: u64 = 1_000,
+        /// Traced requests that wait to be exported; further ones are dropped and
+        /// counted.
+        max_queued_requests: u64 = 1_024,
+        /// What the server is called in traces.
+        service_name: String = "mortise".to_string(),
     }
 }
 
@@ -337,6 +356,7 @@ impl Raw {
             ("tls", Tls::DOCS),
             ("auth", Auth::DOCS),
             ("metrics", Metrics::DOCS),
+            ("tracing", Tracing::DOCS),
             ("admin", Admin::DOCS),
             ("serving", Serving::DOCS),
             ("plugins", Plugins::DOCS),

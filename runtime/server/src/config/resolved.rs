@@ -27,6 +27,8 @@ pub(crate) struct Resolved {
     /// What clients may do on the data ports.
     pub(crate) permits: Permits,
     pub(crate) metrics_address: SocketAddr,
+    /// `None` switches tracing off.
+    pub(crate) tracing: Option<TracingSettings>,
     pub(crate) admin: AdminSettings,
     pub(crate) serving: ServeConfig,
     pub(crate) device: DeviceChoice,
@@ -102,6 +104,40 @@ impl TlsSettings {
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let own = [self.certificate.as_path(), self.key.as_path()];
         own.into_iter().chain(self.client_ca.as_deref())
+    }
+}
+
+/// Traces of requests.
+#[derive(Clone, Debug)]
+pub(crate) struct TracingSettings {
+    pub(crate) endpoint: String,
+    pub(crate) sample_every: u64,
+    pub(crate) max_queued_requests: usize,
+    pub(crate) service_name: String,
+}
+
+impl TracingSettings {
+    /// # Errors
+    /// When the address of the collector is not plain HTTP.
+    fn new(raw: &raw::Tracing) -> Result<Option<Self>> {
+        if raw.endpoint.is_empty() {
+            return Ok(None);
+        }
+        let scheme = raw.endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.scheme().cloned());
+        if scheme != Some(http::uri::Scheme::HTTP) {
+            bail!(
+                "tracing.endpoint = \"{}\" is not an address such as \
+                 http://localhost:4318/v1/traces; a collector with TLS is reached through one \
+                 beside this server",
+                raw.endpoint
+            );
+        }
+        Ok(Some(Self {
+            endpoint: raw.endpoint.clone(),
+            sample_every: raw.sample_every,
+            max_queued_requests: raw.max_queued_requests as usize,
+            service_name: raw.service_name.clone(),
+        }))
     }
 }
 
@@ -185,6 +221,7 @@ impl Resolved {
             tls: TlsSettings::new(&raw.tls)?,
             api_keys: path(&raw.auth.api_keys),
             metrics_address: address("metrics.address", &raw.metrics.address)?,
+            tracing: TracingSettings::new(&raw.tracing)?,
             admin: AdminSettings {
                 address: address("admin.address", &raw.admin.address)?,
                 max_pending_uploads: raw.admin.max_pending_uploads as usize,
@@ -331,6 +368,8 @@ fn refuse_zeros(raw: &Raw) -> Result<()> {
         ("grpc.keepalive_timeout_ms", raw.grpc.keepalive_timeout_ms),
         ("shared_memory.max_regions", raw.shared_memory.max_regions),
         ("shared_memory.max_region_bytes", raw.shared_memory.max_region_bytes),
+        ("tracing.sample_every", raw.tracing.sample_every),
+        ("tracing.max_queued_requests", raw.tracing.max_queued_requests),
         ("admin.max_pending_uploads", raw.admin.max_pending_uploads),
         ("serving.max_endpoint_requests", raw.serving.max_endpoint_requests),
         ("serving.max_admitted_bytes", raw.serving.max_admitted_bytes),

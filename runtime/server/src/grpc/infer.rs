@@ -2,8 +2,10 @@ use super::Service;
 use crate::auth::Client;
 use crate::plane::infer::{Asked, Origin};
 use crate::plane::{is_large, off_worker};
+use crate::trace::{Protocol, RequestTrace};
 use http::HeaderMap;
 use mortise_grpc_proto::{ModelInferRequest, ModelInferResponse, encode_infer};
+use mortise_observe::Overhead;
 use mortise_types::Result;
 use mortise_wire::{InferReply, InferRequest};
 use std::sync::Arc;
@@ -45,35 +47,56 @@ impl Service {
         message: ModelInferRequest,
         caller: &Caller,
     ) -> Result<Response<ModelInferResponse>> {
-        let (target, request) = self.decode(message).await?;
-        let (message, origin) = self.run(target, request, caller, &[]).await?;
+        let decoded = self.decode(message, caller).await?;
+        let Answered { message, origin, trace } = self.run(decoded, caller, &[]).await?;
         let mut headers = HeaderMap::new();
         origin.write(&mut headers);
+        trace.write(&mut headers);
         Ok(Response::from_parts(MetadataMap::from_headers(headers), message, Extensions::new()))
     }
 
     pub(super) async fn decode(
         &self,
         mut message: ModelInferRequest,
-    ) -> Result<(Target, InferRequest)> {
+        caller: &Caller,
+    ) -> Result<Decoded> {
+        let received = Instant::now();
         let target = Target {
             name: std::mem::take(&mut message.model_name),
             version: std::mem::take(&mut message.model_version),
         };
+        let headers = (*caller.metadata).as_ref();
+        let mut trace =
+            self.plane.tracer.begin(Protocol::Grpc, headers, &target.name, caller.arrived);
         let limits = self.plane.limits.clone();
         let heavy = is_large(message.typed_bytes());
-        let request = off_worker(heavy, move || message.decode_infer(&limits)).await??;
-        Ok((target, request))
+        let request = off_worker(heavy, move || message.decode_infer(&limits)).await;
+        let request = request.flatten().inspect_err(|error| trace.ended(Some(error)))?;
+        let decoded = Instant::now();
+        trace.decoded(received, decoded);
+        Ok(Decoded { target, request, trace, received, decoded })
     }
 
     /// Runs a request and encodes its answer, with `parameters` of our own.
     pub(super) async fn run(
         &self,
-        target: Target,
-        mut request: InferRequest,
+        mut request: Decoded,
+        caller: &Caller,
+        parameters: &[(&str, bool)],
+    ) -> Result<Answered> {
+        let outcome = self.run_traced(&mut request, caller, parameters).await;
+        request.trace.ended(outcome.as_ref().err());
+        let (message, origin) = outcome?;
+        Ok(Answered { message, origin, trace: request.trace })
+    }
+
+    async fn run_traced(
+        &self,
+        decoded: &mut Decoded,
         caller: &Caller,
         parameters: &[(&str, bool)],
     ) -> Result<(ModelInferResponse, Origin)> {
+        let Decoded { target, request, trace, received, decoded } = decoded;
         let asked = Asked {
             name: &target.name,
             version: Some(target.version.as_str()).filter(|version| !version.is_empty()),
@@ -81,21 +104,53 @@ impl Service {
             latest: caller.latest,
             headers: (*caller.metadata).as_ref(),
             client: caller.client.as_ref(),
+            trace: trace.context(),
         };
-        let answer = self.plane.infer(asked, &mut request).await?;
+        let answer = self.plane.infer(asked, request).await?;
+        trace.answered(*decoded, &answer);
+        let answered = Instant::now();
         let reply = InferReply {
             model_name: &target.name,
             model_version: answer.revision.version(),
             variant: Some(&answer.variant),
             outputs: &answer.outputs,
         };
-        let encoded = encode_infer(&reply, &request, parameters, &*self.plane.regions)?;
+        let encoded = encode_infer(&reply, request, parameters, &*self.plane.regions)?;
+        trace.encoded(answered);
+        let elsewhere = answer.timings.queue + answer.timings.compute_infer;
+        self.plane.observer.grpc.answered(Overhead {
+            decode: *decoded - *received,
+            encode: answered.elapsed(),
+            total: received.elapsed().saturating_sub(elsewhere),
+        });
         Ok((encoded, Origin::of(&answer)))
     }
 }
 
+/// A request that was decoded.
+pub(super) struct Decoded {
+    target: Target,
+    request: InferRequest,
+    trace: RequestTrace,
+    received: Instant,
+    decoded: Instant,
+}
+
+impl Decoded {
+    pub(super) fn is_in_sequence(&self) -> bool {
+        self.request.sequence.is_some()
+    }
+}
+
+/// A request that was answered.
+pub(super) struct Answered {
+    pub(super) message: ModelInferResponse,
+    origin: Origin,
+    trace: RequestTrace,
+}
+
 /// The model that a request asks.
-pub(super) struct Target {
+struct Target {
     name: String,
     /// Empty for the live version.
     version: String,

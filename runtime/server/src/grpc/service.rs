@@ -6,7 +6,6 @@ use crate::plane::models::{
     SERVER_NAME, SERVER_VERSION, check_repository_parameters, config_parameters, platform,
 };
 use crate::plane::regions::RegionStatus;
-use crate::plane::trace;
 use crate::status::grpc_status;
 use mortise_grpc_proto::inference as pb;
 use mortise_grpc_proto::{ModelInferRequest, ModelInferResponse, encode_config};
@@ -227,9 +226,10 @@ impl GrpcInferenceService for Service {
             self.plane.permit_settings().map_err(status)?;
         }
         for (name, setting) in &asked.settings {
-            trace::update(name, &setting.value).map_err(status)?;
+            let model = given(&asked.model_name);
+            self.plane.tracer.update(model, name, &setting.value).map_err(status)?;
         }
-        Ok(Response::new(settings::trace_response()))
+        Ok(Response::new(settings::trace_response(self.plane.tracer.settings())))
     }
 
     async fn log_settings(

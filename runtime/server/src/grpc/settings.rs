@@ -1,17 +1,17 @@
 //! Trace and log settings as messages.
 
 use crate::plane::logging::{LogSettings, LogValue};
-use crate::plane::trace;
+use crate::trace::Setting;
 use mortise_grpc_proto::inference as pb;
 use mortise_types::{Error, Result};
 use pb::log_settings_request::setting_value::ParameterChoice as Sent;
 use pb::log_settings_response::setting_value::ParameterChoice as Told;
 
-pub(super) fn trace_response() -> pb::TraceSettingResponse {
-    let value = |values: &[&str]| pb::trace_setting_response::SettingValue {
-        value: values.iter().map(|&value| value.to_owned()).collect(),
-    };
-    let settings = trace::settings().map(|(name, values)| (name.to_owned(), value(values)));
+pub(super) fn trace_response(
+    settings: impl IntoIterator<Item = Setting>,
+) -> pb::TraceSettingResponse {
+    let value = |value| pb::trace_setting_response::SettingValue { value };
+    let settings = settings.into_iter().map(|(name, values)| (name.to_owned(), value(values)));
     pb::TraceSettingResponse { settings: settings.collect() }
 }
 

@@ -113,17 +113,17 @@ impl Service {
     async fn start(&self, message: ModelInferRequest, caller: &Caller) -> Pending {
         let caller = caller.again(self.settings.request_timeout);
         let id = message.id().to_owned();
-        let (target, request) = match self.decode(message).await {
+        let decoded = match self.decode(message, &caller).await {
             Ok(decoded) => decoded,
             Err(error) => return Pending::Done(Box::new(Ok(failed(&id, &error)))),
         };
         let service = self.clone();
-        let in_sequence = request.sequence.is_some();
+        let in_sequence = decoded.is_in_sequence();
         let run = async move {
-            match service.run(target, request, &caller, FINAL).await {
-                Ok((response, _)) => ModelStreamInferResponse {
+            match service.run(decoded, &caller, FINAL).await {
+                Ok(answered) => ModelStreamInferResponse {
                     error_message: String::new(),
-                    infer_response: Some(response),
+                    infer_response: Some(answered.message),
                 },
                 Err(error) => failed(&id, &error),
             }

@@ -396,7 +396,7 @@ async fn control_needs_a_permit() {
     let all = Permits { repository_control: true, settings_control: true };
     for (permits, loaded, set_to) in [
         (Permits::default(), Code::PermissionDenied, Code::PermissionDenied),
-        // Traces are set up elsewhere, whoever asks.
+        // Nothing is traced here, whoever asks.
         (all, Code::Ok, Code::Unimplemented),
     ] {
         let server = start(permits, None).await;

@@ -6,7 +6,7 @@ use super::reply::{self, Reply};
 use super::route::RegionRoute;
 use crate::plane::logging::{LogSettings, LogValue};
 use crate::plane::regions::RegionStatus;
-use crate::plane::trace as tracing_extension;
+use crate::trace;
 use bytes::Bytes;
 use http::{Method, Request};
 use hyper::body::Incoming;
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// `/v2/trace/setting` and `/v2/models/{m}/trace/setting`
-pub(super) async fn trace(
+pub(super) async fn trace_settings(
     plane: &Arc<DataPlane>,
     model: Option<&str>,
     request: Request<Incoming>,
@@ -38,15 +38,15 @@ async fn try_trace(
             plane.permit_settings()?;
         }
         for (name, value) in changes {
-            tracing_extension::update(&name, &trace_values(&name, value)?)?;
+            plane.tracer.update(model, &name, &trace_values(&name, value)?)?;
         }
     }
-    let value = |name: &str, values: &[&str]| match tracing_extension::is_list(name) {
+    let value = |name: &str, values: &[String]| match trace::is_list(name) {
         true => json!(values),
         false => json!(values.first()),
     };
-    let settings = tracing_extension::settings();
-    Ok(settings.map(|(name, values)| (name.to_owned(), value(name, values))).collect())
+    let settings = plane.tracer.settings();
+    Ok(settings.iter().map(|(name, values)| ((*name).to_owned(), value(name, values))).collect())
 }
 
 /// Text, a list of texts, or null, which clears a setting.

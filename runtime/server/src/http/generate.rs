@@ -7,6 +7,7 @@ use super::reply::{self, JSON, Reply};
 use super::route::Generate;
 use super::{DataPlane, body};
 use crate::plane::infer::{Asked, Origin};
+use crate::trace::{Protocol, RequestTrace};
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
@@ -25,10 +26,19 @@ pub(super) async fn generate(
     kind: Generate,
     request: Request<Incoming>,
 ) -> Reply {
-    let (json, origin) = match respond(plane, target, request).await {
-        Ok(answer) => answer,
-        Err(error) => return reply::error(&error),
+    let arrived = Instant::now();
+    let mut trace = plane.tracer.begin(Protocol::Http, request.headers(), target.name, arrived);
+    let outcome = respond(plane, target, request, arrived, &mut trace).await;
+    trace.ended(outcome.as_ref().err());
+    let mut reply = match outcome {
+        Ok((json, origin)) => success(plane, kind, json, &origin),
+        Err(error) => reply::error(&error),
     };
+    trace.write(reply.headers_mut());
+    reply
+}
+
+fn success(plane: &DataPlane, kind: Generate, json: Bytes, origin: &Origin) -> Reply {
     plane.observer.http.body_sent(json.len());
     let (content_type, body) = match kind {
         Generate::Whole => (JSON, json),
@@ -44,17 +54,30 @@ async fn respond(
     plane: &Arc<DataPlane>,
     target: Target<'_>,
     request: Request<Incoming>,
+    arrived: Instant,
+    trace: &mut RequestTrace,
 ) -> Result<(Bytes, Origin)> {
     let Target { name, version, client } = target;
-    let arrived = Instant::now();
     let latest = arrived + plane.settings.request_timeout;
     let (head, body) = request.into_parts();
     let body = body::read(plane, &head.headers, body, latest.into()).await?;
     let signature = plane.live(name, version)?.signature().clone();
+    let received = Instant::now();
     let mut request = decode(&body, &signature, plane)?;
-    let asked =
-        Asked { name, version, arrived, latest, headers: &head.headers, client: client.as_ref() };
+    let decoded = Instant::now();
+    trace.decoded(received, decoded);
+    let asked = Asked {
+        name,
+        version,
+        arrived,
+        latest,
+        headers: &head.headers,
+        client: client.as_ref(),
+        trace: trace.context(),
+    };
     let answer = plane.infer(asked, &mut request).await?;
+    trace.answered(decoded, &answer);
+    let answered = Instant::now();
     let origin = Origin::of(&answer);
     let reply = InferReply {
         model_name: name,
@@ -62,7 +85,9 @@ async fn respond(
         variant: None,
         outputs: &answer.outputs,
     };
-    Ok((encode_generated(&reply, request.id.as_deref())?, origin))
+    let json = encode_generated(&reply, request.id.as_deref())?;
+    trace.encoded(answered);
+    Ok((json, origin))
 }
 
 /// Members with an input's name are that input, the others are parameters.

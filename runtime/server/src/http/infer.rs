@@ -6,6 +6,7 @@ use crate::auth::Client;
 use crate::plane::infer::{Asked, Origin};
 use crate::plane::regions::Regions;
 use crate::plane::{is_large, off_worker};
+use crate::trace::{Protocol, RequestTrace};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
@@ -35,13 +36,18 @@ pub(super) async fn infer(
     request: Request<Incoming>,
 ) -> Reply {
     let accepted = encoding::accepted(request.headers());
-    let reply = match respond(plane, target, request).await {
+    let arrived = Instant::now();
+    let mut trace = plane.tracer.begin(Protocol::Http, request.headers(), target.name, arrived);
+    let outcome = respond(plane, target, request, arrived, &mut trace).await;
+    trace.ended(outcome.as_ref().err());
+    let mut reply = match outcome {
         Ok((encoded, origin)) => {
             plane.observer.http.body_sent(encoded.byte_len());
             success(encoded, &origin)
         }
         Err(error) => reply::error(&error),
     };
+    trace.write(reply.headers_mut());
     match accepted {
         None => reply,
         accepted => body::compress(reply, accepted).await,
@@ -63,9 +69,10 @@ async fn respond(
     plane: &Arc<DataPlane>,
     target: Target<'_>,
     request: Request<Incoming>,
+    arrived: Instant,
+    trace: &mut RequestTrace,
 ) -> Result<(Encoded, Origin)> {
     let Target { name, version, client } = target;
-    let arrived = Instant::now();
     let latest = arrived + plane.settings.request_timeout;
     let (head, body) = request.into_parts();
     let body = body::read(plane, &head.headers, body, latest.into()).await?;
@@ -76,12 +83,22 @@ async fn respond(
     let received = Instant::now();
     let mut request = decode(plane, body, header_length, live).await?;
     let decoded = Instant::now();
-    let asked =
-        Asked { name, version, arrived, latest, headers: &head.headers, client: client.as_ref() };
+    trace.decoded(received, decoded);
+    let asked = Asked {
+        name,
+        version,
+        arrived,
+        latest,
+        headers: &head.headers,
+        client: client.as_ref(),
+        trace: trace.context(),
+    };
     let answer = plane.infer(asked, &mut request).await?;
+    trace.answered(decoded, &answer);
     let (origin, timings) = (Origin::of(&answer), answer.timings);
     let answered = Instant::now();
     let encoded = encode(plane, name, answer, request).await?;
+    trace.encoded(answered);
     let (decode, encode) = (decoded - received, answered.elapsed());
     let elsewhere = timings.queue + timings.compute_infer;
     let total = received.elapsed().saturating_sub(elsewhere);

@@ -103,7 +103,7 @@ async fn dispatch(plane: &Arc<DataPlane>, request: Request<Incoming>) -> Reply {
             statistics::statistics(plane, Some(name), version.as_deref())
         }
         Route::Statistics => statistics::statistics(plane, None, None),
-        Route::Trace(model) => extensions::trace(plane, model.as_deref(), request).await,
+        Route::Trace(model) => extensions::trace_settings(plane, model.as_deref(), request).await,
         Route::Logging => extensions::logging(plane, request).await,
         Route::Region { name, what } => {
             extensions::region(plane, name.as_deref(), *what, request).await

@@ -2,7 +2,7 @@ use super::{Plane, is_large, off_worker};
 use crate::auth::Client;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mortise_serve::{InferAnswer, InferCall, RequestFacts, SequenceId, SequenceStep};
-use mortise_types::Result;
+use mortise_types::{Result, TraceContext};
 use mortise_wire::{InferRequest, Parameter, Parameters, Sequence};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// Who showed an API key.
     pub(crate) client: Option<&'a Client>,
+    /// The trace that the request belongs to.
+    pub(crate) trace: Option<&'a TraceContext>,
 }
 
 /// The version that answered, and what it is called among those that share the
@@ -97,6 +99,7 @@ impl Plane {
             sequence,
             facts: Some(&facts),
             client_key: asked.client.map(|client| &*client.0),
+            trace: asked.trace,
         };
         self.registry.infer(call).await
     }

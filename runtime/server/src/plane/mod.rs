@@ -8,10 +8,10 @@ pub(crate) mod receiving;
 pub(crate) mod regions;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod trace;
 
 use crate::app::App;
 use crate::auth::ApiKeys;
+use crate::trace::Tracer;
 use logging::LogControl;
 use mortise_observe::Observer;
 use mortise_serve::Registry;
@@ -26,6 +26,7 @@ pub(crate) struct Plane {
     pub(crate) registry: Arc<Registry>,
     pub(crate) limits: WireLimits,
     pub(crate) observer: Arc<Observer>,
+    pub(crate) tracer: Arc<Tracer>,
     /// Who may ask for anything but the server's health; everybody without it.
     pub(crate) keys: Option<Arc<ApiKeys>>,
     pub(crate) control: Arc<dyn Control>,
@@ -79,6 +80,7 @@ impl Plane {
             registry: app.registry.clone(),
             limits: WireLimits::default(),
             observer: app.observer.clone(),
+            tracer: app.tracer.clone(),
             keys: app.keys.clone(),
             receiving: BodyBudget::new(app.config.max_buffered_body_bytes),
             regions: Arc::new(Regions::new(app.config.shared_memory.clone())),

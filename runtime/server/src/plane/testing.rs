@@ -5,6 +5,7 @@ use super::receiving::BodyBudget;
 use super::regions::{RegionSettings, Regions};
 use super::{Control, Permits, Plane};
 use crate::auth::ApiKeys;
+use crate::trace::Tracer;
 use mortise_host::{PluginHealth, PluginStats};
 use mortise_observe::Observer;
 use mortise_serve::{CustomStage, Registry, Revision, RevisionParts, ServeConfig, Stage, StageRun};
@@ -33,6 +34,7 @@ pub(crate) fn plane_for(permits: Permits, keys: Option<Arc<ApiKeys>>) -> Arc<Pla
         registry,
         limits: WireLimits::default(),
         observer: Arc::new(Observer::new()),
+        tracer: Tracer::off(),
         keys,
         control: Arc::new(FakeControl),
         receiving: BodyBudget::new(1 << 20),

@@ -4,7 +4,7 @@ use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_grpc_proto::ModelInferResponse;
-use mortise_types::{Error, Result, Tensor};
+use mortise_types::{Error, Result, Tensor, TraceContext};
 use mortise_wire::{NamedTensor, WireLimits};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,15 @@ pub(super) struct Client {
 enum Protocol {
     Http(Box<Http>),
     Grpc(Box<Grpc>),
+}
+
+/// One request.
+#[derive(Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) inputs: &'a [(&'a str, Tensor)],
+    /// Over HTTP, whether tensors go and come as binary data.
+    pub(super) is_binary: bool,
+    pub(super) trace: Option<&'a TraceContext>,
 }
 
 /// What came back.
@@ -87,17 +96,12 @@ impl Client {
         self.within(deadline, checked).await
     }
 
-    pub(super) async fn infer(
-        &self,
-        inputs: &[(&str, Tensor)],
-        is_binary: bool,
-        deadline: Instant,
-    ) -> Result<Reply> {
+    pub(super) async fn infer(&self, question: Question<'_>, deadline: Instant) -> Result<Reply> {
         let until = deadline.min(Instant::now() + self.timeout);
         let asked = async {
             match &self.protocol {
-                Protocol::Http(http) => http.infer(inputs, is_binary).await,
-                Protocol::Grpc(grpc) => grpc.infer(inputs, until).await,
+                Protocol::Http(http) => http.infer(question).await,
+                Protocol::Grpc(grpc) => grpc.infer(question, until).await,
             }
         };
         self.within(deadline, asked).await

@@ -1,7 +1,8 @@
 //! Another server over gRPC: one connection, on which requests run beside each
 //! other.
 
-use super::client::{MAX_ANSWER_BYTES, Reply, cause, connector};
+use super::client::{MAX_ANSWER_BYTES, Question, Reply, cause, connector};
+use crate::trace;
 use http::Uri;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -9,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_grpc_proto::inference as pb;
 use mortise_grpc_proto::{ModelInferRequest, decode_metadata};
-use mortise_types::{Error, Result, Tensor};
+use mortise_types::{Error, Result};
 use pb::grpc_inference_service_client::GrpcInferenceServiceClient;
 use std::error::Error as _;
 use std::time::{Duration, Instant};
@@ -64,9 +65,10 @@ impl Grpc {
     }
 
     /// The server is told how much time there is.
-    pub(super) async fn infer(&self, inputs: &[(&str, Tensor)], until: Instant) -> Result<Reply> {
-        let message = ModelInferRequest::asking(&self.model, &self.version, inputs)?;
+    pub(super) async fn infer(&self, question: Question<'_>, until: Instant) -> Result<Reply> {
+        let message = ModelInferRequest::asking(&self.model, &self.version, question.inputs)?;
         let mut request = Request::new(message);
+        trace::write(question.trace, request.metadata_mut().as_mut());
         request.set_timeout(until.saturating_duration_since(Instant::now()));
         let reply = self.service.clone().model_infer(request).await.map_err(failed)?;
         Ok(Reply::Grpc(reply.into_inner()))

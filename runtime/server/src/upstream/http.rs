@@ -1,6 +1,7 @@
 //! Another server over HTTP/1.1.
 
-use super::client::{Reply, cause, connector, unsendable};
+use super::client::{Question, Reply, cause, connector, unsendable};
+use crate::trace;
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -9,7 +10,7 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
-use mortise_types::{Error, Result, Tensor};
+use mortise_types::{Error, Result};
 use mortise_wire::{
     Encoded, NamedTensor, WireLimits, decode_answer, decode_error, decode_extensions,
     decode_metadata, encode_request,
@@ -71,9 +72,10 @@ impl Http {
         self.get(&format!("{}/ready", self.model_path)).await.map(drop)
     }
 
-    pub(super) async fn infer(&self, inputs: &[(&str, Tensor)], is_binary: bool) -> Result<Reply> {
-        let encoded = encode_request(inputs, is_binary)?;
-        let request = self.infer_request(encoded)?;
+    pub(super) async fn infer(&self, question: Question<'_>) -> Result<Reply> {
+        let encoded = encode_request(question.inputs, question.is_binary)?;
+        let mut request = self.infer_request(encoded)?;
+        trace::write(question.trace, request.headers_mut());
         self.exchange(request).await.map(Reply::Http)
     }
 

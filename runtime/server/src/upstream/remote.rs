@@ -1,9 +1,9 @@
-use super::client::{Client, Reply};
+use super::client::{Client, Question, Reply};
 use super::health::Health;
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_host::PluginHealth;
 use mortise_serve::{Upstream, UpstreamAnswer};
-use mortise_types::{Error, ErrorKind, Result, Signature, Tensor};
+use mortise_types::{Error, ErrorKind, Result, Signature, Tensor, TraceContext};
 use mortise_wire::{NamedTensor, WireLimits};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -42,7 +42,12 @@ impl Remote {
         remote
     }
 
-    async fn ask(&self, inputs: Vec<Tensor>, deadline: Instant) -> Result<Vec<Tensor>> {
+    async fn ask(
+        &self,
+        inputs: Vec<Tensor>,
+        deadline: Instant,
+        trace: Option<&TraceContext>,
+    ) -> Result<Vec<Tensor>> {
         let permit = tokio::time::timeout_at(deadline.into(), self.permits.acquire());
         // Nobody closes the semaphore.
         let Ok(Ok(_permit)) = permit.await else {
@@ -56,7 +61,8 @@ impl Remote {
         let specs = &self.model.signature.inputs;
         let named: Vec<(&str, Tensor)> =
             specs.iter().map(|spec| spec.name.as_str()).zip(inputs).collect();
-        let reply = self.client.infer(&named, self.model.is_binary, deadline).await;
+        let question = Question { inputs: &named, is_binary: self.model.is_binary, trace };
+        let reply = self.client.infer(question, deadline).await;
         let reply = reply.map_err(|error| self.about(error));
         self.note(&reply);
         let outputs = reply?.outputs(&WireLimits::default());
@@ -127,12 +133,17 @@ impl Upstream for Remote {
         &self.model.signature
     }
 
-    fn infer(&self, inputs: Vec<Tensor>, deadline: Instant) -> UpstreamAnswer<'_> {
-        Box::pin(self.ask(inputs, deadline))
+    fn infer<'a>(
+        &'a self,
+        inputs: Vec<Tensor>,
+        deadline: Instant,
+        trace: Option<&'a TraceContext>,
+    ) -> UpstreamAnswer<'a> {
+        Box::pin(self.ask(inputs, deadline, trace))
     }
 
     fn infer_blocking(&self, inputs: Vec<Tensor>, deadline: Instant) -> Result<Vec<Tensor>> {
-        self.handle.block_on(self.ask(inputs, deadline))
+        self.handle.block_on(self.ask(inputs, deadline, None))
     }
 
     fn health(&self) -> PluginHealth {
