@@ -77,3 +77,58 @@ fn failures_say_what_to_do() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn inspect_shows_what_runs() -> Result<()> {
+    let server = Server::start()?;
+    let model = paths::demo("breast-cancer/model.onnx");
+    let transform = format!("tabular={}", path(&paths::demo("breast-cancer/tabular.json"))?);
+    succeed(&server, &["deploy", "cancer", path(&model)?, "--transform", &transform])?;
+    let shown: Value = serde_json::from_str(&succeed(&server, &["inspect", "cancer", "--json"])?)?;
+    let stages = shown["stages"].as_array().context("no stages")?;
+    ensure!(stages.len() == 1, "the transform is not fused with the model: {shown}");
+    ensure!(stages[0]["plugins"] == serde_json::json!(["tabular", "onnx"]), "{shown}");
+    ensure!(stages[0]["graph"]["arena_bytes"].as_u64() > Some(0), "{shown}");
+    ensure!(shown["version"] == 1 && shown["rows_independent"] == true, "{shown}");
+
+    let digits = paths::demo("digits/model.onnx");
+    let table = succeed(&server, &["inspect", path(&digits)?, "--device", "cpu"])?;
+    for part in ["independent", "Gemm+Relu", "cpu", "FP32[-1, "] {
+        ensure!(table.contains(part), "{part} is not in {table}");
+    }
+    let nothing = mortise(&server, &["inspect", "nothing-here"])?;
+    ensure!(!nothing.status.success(), "inspected an endpoint that is not there");
+    Ok(())
+}
+
+#[test]
+fn benchmarks_print_a_table_and_json() -> Result<()> {
+    let bench = |args: &[&str]| -> Result<(String, Value)> {
+        let output = Command::new(paths::mortise()).arg("bench").args(args).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "mortise bench {}: {errors}", args.join(" "));
+        let text = String::from_utf8(output.stdout)?;
+        let last = text.lines().last().context("nothing was printed")?;
+        Ok((text.clone(), serde_json::from_str(last)?))
+    };
+    let (table, kernels) =
+        bench(&["kernels", "--small", "--device", "cpu", "--threads", "1", "--filter", "conv"])?;
+    ensure!(table.contains("conv_depthwise") && table.contains("OF FLOOR"), "{table}");
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    ensure!(kernels["device"] == "cpu", "{kernels}");
+    ensure!(["peak_gflops", "bandwidth_gbs"].iter().all(|key| positive(&kernels[key])));
+    let rows = kernels["kernels"].as_array().context("no kernels")?;
+    ensure!(rows.len() == 3, "{kernels}");
+    for row in rows {
+        let keys = ["us", "gflops", "gbs", "floor_share"];
+        ensure!(keys.iter().all(|key| positive(&row[key])), "{row}");
+        ensure!(row["shape"].is_array() && row["dtype"] == "f32", "{row}");
+    }
+    let digits = paths::demo("digits/model.onnx");
+    let (_, model) =
+        bench(&["model", path(&digits)?, "--batch", "1,32", "--device", "cpu", "--json"])?;
+    let batches: Vec<_> =
+        model["models"].as_array().context("no models")?.iter().map(|row| &row["batch"]).collect();
+    ensure!(batches == [1, 32], "{model}");
+    Ok(())
+}

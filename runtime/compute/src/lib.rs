@@ -2,12 +2,17 @@
 //! no vendor or API name shows above it.
 
 mod cpu;
+mod describe;
+pub mod measure;
 
 pub use cpu::{CpuDevice, CpuOptions};
+pub use describe::{OperatorInfo, ValueInfo};
 
+use measure::Peaks;
 use mortise_graph::{Evaluate, GraphLimits, Plan};
 use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Something that compiles plans and runs them.
 pub trait Device: Send + Sync {
@@ -19,6 +24,12 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Unsupported` naming every operator it cannot run; `LimitExceeded`.
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>>;
+
+    /// What it can do at most, measured now; takes up to a second.
+    ///
+    /// # Errors
+    /// When the device is lost or has no memory left.
+    fn peaks(&self) -> Result<Peaks>;
 
     /// What went wrong with it so far; nothing can with some.
     fn counters(&self) -> DeviceCounters {
@@ -45,10 +56,22 @@ pub trait Executable: Send + Sync {
 
     fn footprint(&self) -> Footprint;
 
-    /// Where nodes run, in the order of the plan, as far as a run has settled
-    /// it; empty where one device does everything.
-    fn placement(&self) -> Vec<Placement> {
-        Vec::new()
+    /// The operators in the order in which they run, as far as a run has
+    /// settled it.
+    fn operators(&self) -> Vec<OperatorInfo>;
+
+    /// Time of one of `repeats` runs one after the other, without what moves
+    /// inputs and outputs to the device and back.
+    ///
+    /// # Errors
+    /// As [`Executable::execute`].
+    fn time(&self, inputs: &[Tensor], repeats: usize) -> Result<Duration> {
+        let (control, repeats) = (RunControl::unbounded(), repeats.max(1));
+        let start = Instant::now();
+        for _ in 0..repeats {
+            self.execute(inputs.to_vec(), &control)?.wait()?;
+        }
+        Ok(start.elapsed() / repeats as u32)
     }
 
     /// Whether rows of several requests may be put into one run.
@@ -68,15 +91,6 @@ pub struct DeviceCaps {
     /// For people: `cpu`, and how many threads.
     pub name: String,
     pub threads: usize,
-}
-
-/// Where one node of a graph runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// As messages name it.
-    pub node: String,
-    /// Whether the device runs it, or leaves it to the CPU.
-    pub on_device: bool,
 }
 
 /// What a compiled graph costs.

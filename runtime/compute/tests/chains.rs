@@ -4,7 +4,10 @@
 mod graphs;
 
 use graphs::{Builder, floats, ramp};
-use mortise_types::{Attribute, DType, Tensor, ValueId};
+use mortise_compute::measure::{KernelSizes, kernels, work_of};
+use mortise_compute::{CpuDevice, CpuOptions, compile_graph};
+use mortise_graph::GraphLimits;
+use mortise_types::{Assets, Attribute, DType, ErrorKind, RunControl, Tensor, ValueId};
 
 /// Runs a graph as it is and with all of `between` as outputs; the first
 /// output must be the same, and the first run must take fewer nodes.
@@ -115,5 +118,64 @@ fn an_integer_product_ends_as_floats() {
         for rows in [1, 2, 65] {
             check(make, &[floats(&[1, rows, 33], &ramp(rows * 33))], 1e-6);
         }
+    }
+}
+
+#[test]
+fn operators_say_what_they_stand_for() {
+    let mut graph = Builder::default();
+    let x = graph.input("x", DType::F32, &[-1, 4]);
+    let weights = graph.constant(&[4, 3], ramp(12));
+    let bias = graph.constant(&[3], ramp(3));
+    let product = graph.node("MatMul", &[x, weights]);
+    let sum = graph.node("Add", &[product, bias]);
+    let active = graph.node("Relu", &[sum]);
+    let y = graph.node_with("Softmax", &[active], &[("axis", Attribute::Int(-1))]);
+    graph.output("y", y);
+    let operators = graph.compile().unwrap().operators();
+    let fused: Vec<_> = operators.iter().map(|operator| operator.fused.join("+")).collect();
+    assert_eq!(fused, ["MatMul+Add+Relu", ""]);
+    assert_eq!(operators[1].operator, "Softmax");
+    assert!(operators[0].weight_bytes >= 15 * 4 && operators[1].weight_bytes == 0);
+    let shapes: Vec<_> = operators.iter().map(|o| o.outputs[0].shape.clone().unwrap()).collect();
+    assert_eq!(shapes, [[-1, 3], [-1, 3]]);
+    assert!(operators.iter().all(|operator| operator.placement == "cpu"));
+}
+
+#[test]
+fn work_is_counted_by_the_formulas() {
+    let mut graph = Builder::default();
+    let image = graph.input("image", DType::F32, &[-1, 2, 5, 5]);
+    let kernel = graph.constant(&[3, 2, 3, 3], ramp(54));
+    let map = graph.node("Conv", &[image, kernel]);
+    let flat = graph.node("Flatten", &[map]);
+    let weights = graph.constant(&[27, 4], ramp(108));
+    let y = graph.node("MatMul", &[flat, weights]);
+    graph.output("y", y);
+    let device = CpuDevice::new(CpuOptions { threads: 1 });
+    let image = floats(&[2, 2, 5, 5], &ramp(100));
+    let work = work_of(&*device, &graph.0, &Assets::default(), &[image]).unwrap();
+    let (conv, flatten, product) = (2 * (2 * 3 * 3 * 3) * (2 * 9), 2 * 27, 2 * (2 * 4) * 27);
+    assert_eq!(work.operations, conv + flatten + product);
+    assert_eq!(work.bytes, 4 * (100 + 54 + 108 + 8));
+    assert_eq!(work.unknown_nodes, 0);
+}
+
+#[test]
+fn every_kernel_that_is_measured_runs() {
+    let device = CpuDevice::new(CpuOptions { threads: 1 });
+    for kernel in kernels(KernelSizes::Small).unwrap() {
+        let (name, inputs) = (kernel.name, &kernel.inputs);
+        let work = match work_of(&*device, &kernel.def, &Assets::default(), inputs) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                assert_eq!(kernel.dtype, "int4", "{name}: {error}");
+                continue;
+            }
+            work => work.unwrap(),
+        };
+        assert!(work.bytes > 0 && work.unknown_nodes == 0, "{name}: {work:?}");
+        let limits = GraphLimits::default();
+        let graph = compile_graph(&*device, &kernel.def, &Assets::default(), &limits).unwrap();
+        graph.execute(inputs.clone(), &RunControl::unbounded()).unwrap().wait().unwrap();
     }
 }

@@ -1,6 +1,7 @@
 use crate::background;
 use crate::config::DeployConfig;
 use crate::ensemble::ENSEMBLE;
+use crate::inspect::Inspection;
 use crate::memory::{Ledger, Reservation};
 use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
 use crate::request::{DeployRequest, NamedUpload};
@@ -221,6 +222,20 @@ impl Deployer {
     /// `NotFound` when there is no such endpoint.
     pub fn describe(&self, name: &str) -> Result<EndpointStatus> {
         self.status_of(self.ctx.store.endpoint(name)?)
+    }
+
+    /// What the live revision of an endpoint runs.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such endpoint, `NotReady` when none of its
+    /// revisions is loaded.
+    pub fn inspect(&self, name: &str) -> Result<Inspection> {
+        self.ctx.store.endpoint(name)?;
+        let served = self.ctx.registry.endpoint(name);
+        let live = served.and_then(|served| served.live()).ok_or_else(|| {
+            Error::not_ready(format!("\"{name}\" is not loaded; `mortise load {name}` loads it"))
+        })?;
+        Ok(Inspection::of_revision(&live))
     }
 
     /// Every revision that is kept, newest first, with all it is made of.

@@ -1,7 +1,7 @@
 //! Inputs that are made up, where a deployment brings none.
 
 use mortise_serve::Revision;
-use mortise_types::{DType, Result, Tensor, TensorSpec, VARIABLE, bf16, f16};
+use mortise_types::{DType, Result, Signature, Tensor, TensorSpec, VARIABLE, bf16, f16};
 
 type Named = Vec<(String, Tensor)>;
 
@@ -18,12 +18,18 @@ pub(crate) fn zeros(revision: &Revision, rows: usize) -> Option<Named> {
 /// numbers 0 or 1, which are tokens of every vocabulary. Dimensions other than
 /// the first take `size` where they are open.
 pub(crate) fn row(revision: &Revision, seed: u64, size: usize) -> Option<Named> {
+    rows(revision.signature(), seed, 1, size)
+}
+
+/// The same in `rows` rows of a signature; `None` when it takes strings or
+/// more than memory holds.
+pub fn rows(signature: &Signature, seed: u64, rows: usize, size: usize) -> Option<Named> {
     let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut make = |spec: &TensorSpec| {
-        let tensor = numbers.tensor(spec.dtype, &dims(spec, 1, size)).ok()?;
+        let tensor = numbers.tensor(spec.dtype, &dims(spec, rows, size)).ok()?;
         Some((spec.name.clone(), tensor))
     };
-    revision.signature().inputs.iter().map(&mut make).collect()
+    signature.inputs.iter().map(&mut make).collect()
 }
 
 fn dims(spec: &TensorSpec, rows: usize, size: usize) -> Vec<usize> {

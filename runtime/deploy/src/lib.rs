@@ -15,6 +15,7 @@ mod config;
 mod deployer;
 pub mod ensemble;
 mod generate;
+mod inspect;
 mod memory;
 mod pipeline;
 mod request;
@@ -31,6 +32,10 @@ mod upstream;
 pub use background::lower_priority;
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
 pub use deployer::Deployer;
+pub use generate::rows as example_rows;
+pub use inspect::{
+    GraphInspection, Inspection, OperatorInspection, OutputInspection, StageInspection,
+};
 pub use memory::machine_memory_bytes;
 pub use request::{
     DeployRequest, NamedUpload, PluginRef, RolloutRequest, TestUpload, TransformRequest,

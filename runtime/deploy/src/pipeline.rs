@@ -181,11 +181,12 @@ impl<'a> Verified<'a> {
             let code = plugin.compile().map_err(|error| about(part, error))?;
             subject.load(part, &*code).map_err(|error| about(part, error))
         });
+        let stages = subject.ctx.registry.fuse_graphs(stages.collect::<Result<_>>()?);
         let revision = Arc::new(Revision::new(RevisionParts {
             endpoint: subject.endpoint.clone(),
             number: subject.numbers.revision,
             version: subject.numbers.version,
-            stages: stages.collect::<Result<_>>()?,
+            stages,
             options: subject.version.serving.resolve()?,
             created: UNIX_EPOCH + Duration::from_millis(subject.version.created_ms),
         })?);

@@ -4,11 +4,13 @@ use crate::choice::{Decision, DeviceChoice, candidates, choose, open};
 use crate::context::Context;
 use crate::executable::GpuExecutable;
 use crate::heap::Heap;
+use crate::peaks;
 use crate::slots::Slots;
 use crate::tune::Tuning;
+use mortise_compute::measure::Peaks;
 use mortise_compute::{CpuDevice, Device, DeviceCaps, DeviceCounters, Executable};
 use mortise_graph::{Evaluate, GraphLimits, Plan};
-use mortise_types::Result;
+use mortise_types::{Error, Result};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -188,6 +190,12 @@ impl Device for GpuDevice {
 
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>> {
         Ok(GpuExecutable::new(self.shared.clone(), plan, limits)?)
+    }
+
+    fn peaks(&self) -> Result<Peaks> {
+        let generation = self.shared.generation();
+        let open = generation.ok_or_else(|| Error::not_ready("the GPU is lost"))?;
+        peaks::peaks(&open.context)
     }
 
     fn counters(&self) -> DeviceCounters {

@@ -4,12 +4,13 @@ use crate::device::{Generation, Shared};
 use crate::lower;
 use crate::program::Program;
 use crate::weights::WeightCache;
-use mortise_compute::{Device, Executable, Footprint, Placement, Ticket};
+use mortise_compute::{Device, Executable, Footprint, OperatorInfo, Ticket};
 use mortise_graph::{GraphLimits, Plan};
 use mortise_types::{Error, ErrorKind, Result, RunControl, Shape, Signature, Tensor, VARIABLE};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 /// Programs that an executable keeps: batch sizes come in buckets, and a
 /// variable sequence length in as many as clients send.
@@ -44,7 +45,7 @@ impl GpuExecutable {
     /// # Errors
     /// `Overloaded` when the weights do not fit the device; as the CPU device.
     pub(crate) fn new(shared: Arc<Shared>, plan: Plan, limits: &GraphLimits) -> Result<Arc<Self>> {
-        let cpu = shared.cpu.compile(copy_of(&plan), limits)?;
+        let cpu = shared.cpu.compile(plan.clone(), limits)?;
         let programs = Mutex::default();
         let made = Self { shared, plan, limits: limits.clone(), programs, cpu };
         // Weights go up when a model is deployed, not with its first request.
@@ -200,11 +201,27 @@ impl Executable for GpuExecutable {
         }
     }
 
-    fn placement(&self) -> Vec<Placement> {
+    fn operators(&self) -> Vec<OperatorInfo> {
         let programs = self.programs.lock();
         let latest = programs.known.values().max_by_key(|entry| entry.used_at);
         let program = latest.and_then(|entry| entry.program.as_ref());
-        program.map(|program| program.placement.clone()).unwrap_or_default()
+        program.map_or_else(|| self.cpu.operators(), |program| program.operators.clone())
+    }
+
+    fn time(&self, inputs: &[Tensor], repeats: usize) -> Result<Duration> {
+        let repeats = repeats.max(1);
+        if let Some(generation) = self.shared.generation() {
+            let shapes: Vec<Shape> = inputs.iter().map(|t| Shape::from_slice(t.shape())).collect();
+            let program = self.program(&generation, &shapes)?;
+            if let Some(program) = program.filter(|program| program.is_whole()) {
+                return program.time(&generation, repeats);
+            }
+        }
+        let (control, start) = (RunControl::unbounded(), Instant::now());
+        for _ in 0..repeats {
+            self.run(inputs.to_vec(), &control)?;
+        }
+        Ok(start.elapsed() / repeats as u32)
     }
 
     fn rows_independent(&self) -> bool {
@@ -281,16 +298,6 @@ fn check_inputs(signature: &Signature, inputs: &[Tensor]) -> Result<()> {
         return Err(Error::invalid(format!("the graph takes {want} inputs, got {got}")));
     }
     specs.iter().zip(inputs).try_for_each(|(spec, tensor)| spec.check(tensor))
-}
-
-fn copy_of(plan: &Plan) -> Plan {
-    Plan {
-        body: plan.body.clone(),
-        constants: plan.constants.clone(),
-        facts: plan.facts.clone(),
-        signature: plan.signature.clone(),
-        rows_independent: plan.rows_independent,
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod lower;
 mod measure;
 mod operand;
 mod params;
+mod peaks;
 mod program;
 mod ranges;
 mod shaders;

@@ -4,6 +4,7 @@
 use crate::context::Context;
 use crate::device::Generation;
 use crate::lower;
+use crate::peaks;
 use crate::program::Program;
 use crate::weights::WeightCache;
 use half::f16;
@@ -51,9 +52,7 @@ impl Replay {
     /// As a run.
     pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
         self.program.replay(generation, 1)?;
-        let start = Instant::now();
-        self.program.replay(generation, repeats)?;
-        Ok(start.elapsed() / repeats as u32)
+        self.program.time(generation, repeats)
     }
 
     /// Time to record and submit one dispatch, without waiting for the device.
@@ -171,8 +170,14 @@ impl Parts {
     fn finish(mut self, generation: &Generation, output: ValueId) -> Result<Replay> {
         self.body.outputs.push(output);
         let Self { body, constants, facts } = self;
-        let signature = Signature::default();
-        let plan = Plan { body, constants, facts, signature, rows_independent: false };
+        let plan = Plan {
+            body,
+            constants,
+            facts,
+            origins: Default::default(),
+            signature: Signature::default(),
+            rows_independent: false,
+        };
         let Generation { context, heap, tuning, .. } = generation;
         let cache = WeightCache::default();
         let lowered = lower::lower(context, heap, &cache, tuning, &plan)?;
@@ -211,21 +216,7 @@ impl Bench {
     /// # Errors
     /// `Overloaded` when they do not fit.
     pub fn bandwidth(&self, bytes: u64) -> Result<f64> {
-        use wgpu::BufferUsages as Usage;
-        const REPEATS: u32 = 10;
-        let context = &self.generation.context;
-        let usage = Usage::COPY_SRC | Usage::COPY_DST;
-        let from = context.buffer("source", bytes, usage, false)?;
-        let to = context.buffer("target", bytes, usage, false)?;
-        let copies = |count: u32| {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
-            (0..count).for_each(|_| encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes));
-            let start = Instant::now();
-            finish(context, encoder.finish()).map(|()| start.elapsed())
-        };
-        copies(1)?;
-        let time = copies(REPEATS)?;
-        Ok(2.0 * bytes as f64 * f64::from(REPEATS) / time.as_secs_f64() / 1e9)
+        Ok(peaks::bytes_per_second(&self.generation.context, bytes)? / 1e9)
     }
 
     /// Time to record one dispatch with its bindings, over a pass of 1,000.
@@ -243,6 +234,16 @@ impl Bench {
 }
 
 impl Program {
+    /// Time of one replay on the device, out of `repeats` in one submission.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
+        let start = Instant::now();
+        self.replay(generation, repeats)?;
+        Ok(start.elapsed() / repeats as u32)
+    }
+
     /// Records the dispatches `repeats` times, submits them once, and waits.
     /// Answers how long recording and submitting took.
     ///
@@ -265,7 +266,10 @@ impl Program {
 }
 
 /// Submits commands and waits until they are done.
-fn finish(context: &Context, commands: wgpu::CommandBuffer) -> Result<()> {
+///
+/// # Errors
+/// `NotReady` when the device is lost.
+pub(crate) fn finish(context: &Context, commands: wgpu::CommandBuffer) -> Result<()> {
     let submission = context.queue.submit([commands]);
     let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
     let done = context.device.poll(wait);

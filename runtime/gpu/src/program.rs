@@ -9,11 +9,10 @@ use crate::params::Params;
 use crate::ranges::{Ranges, aligned};
 use crate::slots::{Buffers, Lease, SLOTS, Sizes};
 use crate::weights::{from_words, write_words};
-use mortise_compute::{Device, Executable, Placement};
+use mortise_compute::{Device, Executable, OperatorInfo};
 use mortise_graph::{GraphLimits, Plan};
 use mortise_types::{
-    DType, Error, GraphBody, NodeDef, Result, RunControl, Shape, Signature, Tensor, TensorSpec,
-    ValueId,
+    DType, Error, GraphBody, Result, RunControl, Shape, Signature, Tensor, TensorSpec, ValueId,
 };
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -32,7 +31,7 @@ pub(crate) struct Program {
     bound: [Mutex<Option<Arc<Bound>>>; SLOTS],
     checks: bool,
     pub(crate) dispatch_count: usize,
-    pub(crate) placement: Vec<Placement>,
+    pub(crate) operators: Vec<OperatorInfo>,
     pub(crate) weights: Vec<Arc<Weight>>,
 }
 
@@ -131,11 +130,10 @@ impl Program {
         let inputs = plan.body.inputs.iter().map(|value| layout.host(*value)).collect();
         let outputs = plan.body.outputs.iter().map(|value| layout.output(*value));
         let outputs = outputs.collect::<Result<_>>()?;
-        let nodes = plan.body.nodes.iter().zip(&lowered.on_device);
-        let place = |(node, on_device): (&NodeDef, &bool)| Placement {
-            node: node.describe(),
-            on_device: *on_device,
-        };
+        let mut operators = OperatorInfo::of_plan(plan);
+        for (operator, _) in operators.iter_mut().zip(&lowered.on_device).filter(|(_, on)| **on) {
+            operator.placement = "gpu";
+        }
         Ok(Self {
             segments,
             sizes: Sizes { arena: arena_bytes, upload, readback: readback.max(STATUS_BYTES) },
@@ -145,13 +143,18 @@ impl Program {
             bound: Default::default(),
             checks: lowered.checks,
             dispatch_count,
-            placement: nodes.map(place).collect(),
+            operators,
             weights: lowered.weights,
         })
     }
 
     pub(crate) fn arena_bytes(&self) -> u64 {
         self.sizes.arena
+    }
+
+    /// Nothing is left to the CPU, so that a replay is all of a run.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.segments.iter().all(|segment| segment.cpu.is_none())
     }
 
     /// Nodes left to the CPU are all there are.
@@ -528,8 +531,8 @@ impl Layout<'_> {
         };
         let body = GraphBody { inputs: inputs.clone(), nodes: part, outputs: outputs.clone() };
         let constants = plan.constants.clone();
-        let facts = plan.facts.clone();
-        let part = Plan { body, constants, facts, signature, rows_independent: false };
+        let (facts, origins) = (plan.facts.clone(), plan.origins.clone());
+        let part = Plan { body, constants, facts, origins, signature, rows_independent: false };
         let executable = self.cpu.compile(part, self.limits)?;
         let inputs = inputs.into_iter().map(|value| self.host(value)).collect();
         let outputs = outputs.into_iter().map(|value| self.host(value)).collect();

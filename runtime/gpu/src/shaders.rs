@@ -38,6 +38,7 @@ files! {
     MatmulInt8 => "matmul_int8.wgsl",
     Norm => "norm.wgsl",
     Pack => "pack.wgsl",
+    Peak => "peak.wgsl",
     Pool => "pool.wgsl",
     Reduce => "reduce.wgsl",
     Softmax => "softmax.wgsl",

@@ -5,6 +5,7 @@ mod attention;
 mod check;
 mod elements;
 mod faults;
+mod peaks;
 mod products;
 mod quant;
 mod rows;

@@ -10,6 +10,7 @@ use crate::infer::infer_body;
 use crate::plan::Draft;
 use crate::prune::use_counts;
 use mortise_types::{Attribute, DType, NodeDef, ValueId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Domain of the operators that fusion makes; files may not name it.
@@ -32,8 +33,19 @@ fn replace(draft: &mut Draft, device: &dyn Evaluate, pattern: Pattern) {
         let finder = Finder { draft, makers: &makers, uses: &uses };
         let Some(fused) = finder.find(index, pattern) else { continue };
         if device.supports(&fused).is_ok() {
-            draft.body.nodes[index] = fused;
+            let origin = finder.operators_between(index, &fused);
+            draft.replace_node(index, fused, origin);
         }
+    }
+}
+
+impl Draft {
+    /// Puts a node that stands for the operators `origin` in the place of one.
+    fn replace_node(&mut self, index: usize, fused: NodeDef, origin: Vec<String>) {
+        if let Some(output) = fused.outputs.iter().flatten().next() {
+            self.origins.insert(*output, origin);
+        }
+        self.body.nodes[index] = fused;
     }
 }
 
@@ -53,6 +65,28 @@ impl<'a> Finder<'a> {
         let last = self.draft.body.nodes.get(index)?;
         let fused = pattern(self, last)?;
         Some(NodeDef { outputs: last.outputs.clone(), name: last.name.clone(), ..fused })
+    }
+
+    /// The operators from the inputs of `fused` to node `last`, which it stands
+    /// for; of those that fusion made before, what they stand for.
+    fn operators_between(&self, last: usize, fused: &NodeDef) -> Vec<String> {
+        let mut found = BTreeSet::from([last]);
+        let mut open = vec![last];
+        while let Some(at) = open.pop() {
+            for value in self.draft.body.nodes[at].inputs.iter().flatten() {
+                let maker = self.makers.get(value.index()).copied().flatten();
+                let is_inside = !fused.inputs.contains(&Some(*value));
+                open.extend(maker.filter(|maker| is_inside && found.insert(*maker)));
+            }
+        }
+        let nodes = found.into_iter().map(|at| &self.draft.body.nodes[at]);
+        nodes.flat_map(|node| self.stands_for(node)).collect()
+    }
+
+    fn stands_for(&self, node: &NodeDef) -> Vec<String> {
+        let output = node.outputs.iter().flatten().next();
+        let known = output.and_then(|value| self.draft.origins.get(value)).cloned();
+        known.unwrap_or_else(|| vec![node.op.to_string()])
     }
 
     /// The node of type `op` that writes `value`.

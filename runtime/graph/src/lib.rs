@@ -6,14 +6,18 @@
 mod fold;
 mod fuse;
 mod infer;
+mod join;
 mod limits;
 mod plan;
 mod prune;
 mod rows;
 mod validate;
 mod weights;
+mod work;
 
 pub use fuse::FUSED_DOMAIN;
 pub use infer::Fact;
+pub use join::{join, joined_asset};
 pub use limits::GraphLimits;
-pub use plan::{Evaluate, Plan, plan};
+pub use plan::{Evaluate, Origins, Plan, plan};
+pub use work::Work;

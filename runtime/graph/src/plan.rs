@@ -4,6 +4,7 @@ use mortise_types::{
     Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Shape, Signature, TensorSpec,
     Value, ValueId,
 };
+use std::collections::HashMap;
 use std::time::Instant;
 
 /// Checks a graph and makes it ready for a device: weights resolved without
@@ -29,6 +30,7 @@ pub fn plan(
         body: def.body.clone(),
         constants: weights::resolve(def, assets, limits)?,
         facts: vec![Fact::default(); def.values.len()],
+        origins: Origins::new(),
     };
     draft.describe_inputs(def);
     prune::prune(&mut draft);
@@ -38,12 +40,17 @@ pub fn plan(
     infer_body(&draft.body, &draft.constants, &mut draft.facts);
     let signature = draft.signature(def);
     let rows_independent = rows::rows_independent(&draft);
-    let Draft { body, constants, facts, .. } = draft;
-    Ok(Plan { body, constants, facts, signature, rows_independent })
+    let Draft { body, constants, facts, origins } = draft;
+    Ok(Plan { body, constants, facts, origins, signature, rows_independent })
 }
+
+/// By the first output of a node that fusion made: the operators that it
+/// stands for, in the order in which they stood.
+pub type Origins = HashMap<ValueId, Vec<String>>;
 
 /// A graph ready for a device to compile. Values keep the numbering of the
 /// [`GraphDef`]; those made by fusions come after.
+#[derive(Clone)]
 pub struct Plan {
     /// Top-level nodes in the order to run them. Subgraphs stay in attributes.
     pub body: GraphBody,
@@ -51,6 +58,7 @@ pub struct Plan {
     pub constants: Vec<Option<Value>>,
     /// By value index: what is known of dtype and shape.
     pub facts: Vec<Fact>,
+    pub origins: Origins,
     /// As the graph computes it. Where inference does not know an output (see
     /// its fact), `FP32` and any rank stand in.
     pub signature: Signature,
@@ -77,6 +85,7 @@ impl Plan {
             body: self.body.clone(),
             constants: self.constants.clone(),
             facts: self.facts.clone(),
+            origins: self.origins.clone(),
         };
         for (value, shape) in self.body.inputs.iter().zip(shapes) {
             let fact = &mut draft.facts[value.index()];
@@ -85,9 +94,9 @@ impl Plan {
         fold::fold(&mut draft, limits, device, &control)?;
         prune::prune(&mut draft);
         infer_body(&draft.body, &draft.constants, &mut draft.facts);
-        let Draft { body, constants, facts } = draft;
-        let signature = self.signature.clone();
-        Ok(Self { body, constants, facts, signature, rows_independent: self.rows_independent })
+        let Draft { body, constants, facts, origins } = draft;
+        let (signature, rows_independent) = (self.signature.clone(), self.rows_independent);
+        Ok(Self { body, constants, facts, origins, signature, rows_independent })
     }
 }
 
@@ -116,6 +125,7 @@ pub(crate) struct Draft {
     pub(crate) body: GraphBody,
     pub(crate) constants: Vec<Option<Value>>,
     pub(crate) facts: Vec<Fact>,
+    pub(crate) origins: Origins,
 }
 
 impl Draft {

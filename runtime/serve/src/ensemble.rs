@@ -56,6 +56,7 @@ impl Stage {
         Ok(Self {
             name: "ensemble".to_string(),
             digest: digest.to_string(),
+            transforms: Vec::new(),
             signature: ensemble.signature.clone(),
             run: StageRun::Custom(Arc::new(ensemble)),
         })

@@ -44,7 +44,7 @@ pub use reaper::{Drain, Draining};
 pub use registry::Registry;
 pub use revision::{Revision, RevisionParts};
 pub use routing::{KeySource, RequestFacts, Router, Routing, hash_key};
-pub use runner::Runner;
+pub use runner::{CompiledGraph, Runner};
 pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};
 pub use upstream::{Upstream, UpstreamAnswer};

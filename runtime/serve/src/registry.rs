@@ -8,6 +8,7 @@ use crate::reaper::{Drain, Draining, Reaper};
 use crate::revision::Revision;
 use crate::runner::Runner;
 use crate::shadow::Shadows;
+use crate::stage::Stage;
 use arc_swap::ArcSwap;
 use mortise_compute::{CpuDevice, CpuOptions, Device};
 use mortise_host::GraphRunner;
@@ -76,6 +77,11 @@ impl Registry {
     /// Prepares the graphs that plugins build.
     pub fn runner(&self) -> Arc<dyn GraphRunner> {
         self.runner.clone()
+    }
+
+    /// Fuses transforms that are graphs with the model's graph, where they fit.
+    pub fn fuse_graphs(&self, stages: Vec<Stage>) -> Vec<Stage> {
+        self.runner.fuse(stages)
     }
 
     pub fn config(&self) -> &ServeConfig {

@@ -1,11 +1,12 @@
 use crate::runner::digest::graph_digest;
+use crate::stage::{Stage, StageRun};
 use mortise_compute::{Device, Executable, compile_graph};
-use mortise_graph::GraphLimits;
+use mortise_graph::{GraphLimits, join, joined_asset};
 use mortise_host::{GraphRunner, PreparedGraph};
 use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
 use parking_lot::Mutex;
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 mod digest;
@@ -21,11 +22,13 @@ pub struct Runner {
 /// The slot of one digest. Its lock is held while the graph is compiled, so
 /// that instances loading at the same time wait for one compilation.
 #[derive(Default)]
-struct Slot(Mutex<Weak<Prepared>>);
+struct Slot(Mutex<Weak<CompiledGraph>>);
 
-/// A graph compiled for the device.
-pub(crate) struct Prepared {
+/// A graph compiled for the device, and what it was compiled from.
+pub struct CompiledGraph {
     executable: Arc<dyn Executable>,
+    def: GraphDef,
+    assets: Assets,
 }
 
 impl Runner {
@@ -42,6 +45,54 @@ impl Runner {
     }
 }
 
+impl Runner {
+    /// The same stages with the model's graph and those of the transforms right
+    /// before it as one, so that nothing is stored and checked in between.
+    /// Stages that cannot be joined stay as they are.
+    pub(crate) fn fuse(&self, stages: Vec<Stage>) -> Vec<Stage> {
+        let custom = stages.iter().rposition(|stage| stage.graph().is_none());
+        let first = custom.map_or(0, |at| at + 1);
+        match self.fused(&stages[first..]) {
+            Some(fused) => stages.into_iter().take(first).chain([fused]).collect(),
+            None => stages,
+        }
+    }
+
+    fn fused(&self, stages: &[Stage]) -> Option<Stage> {
+        let (model, transforms) = stages.split_last().filter(|(_, rest)| !rest.is_empty())?;
+        let graphs: Vec<_> = stages.iter().map(Stage::graph).collect::<Option<_>>()?;
+        let parts: Vec<_> = graphs.iter().map(|graph| (graph.def(), graph.signature())).collect();
+        let def = join(&parts)?;
+        let prepared = self.prepare(&def, &joined_assets(&graphs));
+        // What runs alone may break a limit as one.
+        let not_fused = |error| {
+            let model = model.name.as_str();
+            tracing::info!(%error, model, "transforms are not fused with the model");
+        };
+        let graph = prepared.map_err(not_fused).ok()?;
+        let signature = graph.signature().clone();
+        Some(Stage {
+            name: model.name.clone(),
+            digest: model.digest.clone(),
+            transforms: transforms.iter().map(|stage| stage.name.clone()).collect(),
+            signature,
+            run: StageRun::Direct(graph),
+        })
+    }
+}
+
+fn joined_assets(graphs: &[Arc<CompiledGraph>]) -> Assets {
+    let mut joined = BTreeMap::new();
+    for (index, graph) in graphs.iter().enumerate() {
+        for name in graph.assets.names() {
+            if let Ok(asset) = graph.assets.get(name) {
+                joined.insert(joined_asset(index, name), asset.clone());
+            }
+        }
+    }
+    Assets::new(joined)
+}
+
 impl GraphRunner for Runner {
     fn prepare(&self, def: &GraphDef, assets: &Assets) -> Result<Arc<dyn PreparedGraph>> {
         let slot = self.slot(graph_digest(def, assets));
@@ -50,20 +101,35 @@ impl GraphRunner for Runner {
             return Ok(prepared);
         }
         let executable = compile_graph(&*self.device, def, assets, &self.limits)?;
-        let prepared = Arc::new(Prepared { executable });
+        let (def, assets) = (def.clone(), assets.clone());
+        let prepared = Arc::new(CompiledGraph { executable, def, assets });
         *known = Arc::downgrade(&prepared);
         Ok(prepared)
     }
 }
 
-impl Prepared {
+impl CompiledGraph {
+    pub fn executable(&self) -> &Arc<dyn Executable> {
+        &self.executable
+    }
+
+    /// As the plugin described it.
+    pub fn def(&self) -> &GraphDef {
+        &self.def
+    }
+
+    /// What the weights of [`CompiledGraph::def`] are ranges of.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
     pub(crate) fn memory_bytes(&self) -> u64 {
         let footprint = self.executable.footprint();
         footprint.weight_bytes as u64 + footprint.peak_arena_bytes as u64
     }
 }
 
-impl PreparedGraph for Prepared {
+impl PreparedGraph for CompiledGraph {
     fn signature(&self) -> &Signature {
         self.executable.signature()
     }
@@ -84,8 +150,52 @@ impl PreparedGraph for Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::relu_graph;
+    use crate::revision::Revision;
+    use crate::testing::{custom, inputs, parts, relu_graph, spec};
     use mortise_compute::{CpuDevice, CpuOptions};
+
+    fn stage(runner: &Runner, name: &str, [input, output]: [&str; 2]) -> Stage {
+        let mut def = relu_graph();
+        def.inputs[0].name = input.to_owned();
+        def.output_names[0] = output.to_owned();
+        let graph = runner.prepare(&def, &Assets::default()).unwrap();
+        let signature = graph.signature().clone();
+        let (name, run) = (name.to_owned(), StageRun::Direct(graph));
+        Stage { name, digest: String::new(), transforms: Vec::new(), signature, run }
+    }
+
+    #[test]
+    fn transforms_right_before_the_model_are_fused_with_it() {
+        let runner = Runner::new(CpuDevice::new(CpuOptions { threads: 1 }), GraphLimits::default());
+        let graphs = || {
+            vec![
+                stage(&runner, "clip", ["raw", "clean"]),
+                stage(&runner, "scale", ["clean", "x"]),
+                stage(&runner, "net", ["x", "y"]),
+            ]
+        };
+        let fused = runner.fuse(graphs());
+        assert_eq!(fused[0].plugins().collect::<Vec<_>>(), ["clip", "scale", "net"]);
+        assert_eq!(fused.len(), 1);
+        let (alone, together) = (parts("e", 1, graphs()), parts("e", 2, fused));
+        let [alone, together] = [alone, together].map(|parts| Revision::new(parts).unwrap());
+        assert_eq!(alone.signature(), together.signature());
+        assert!(together.rows_independent());
+        let answer = |revision: &Revision| {
+            let input = inputs(&[("raw", &[-1.0, 2.0])]);
+            let mut outputs = revision.run_blocking(input, &RunControl::unbounded()).unwrap();
+            let (name, tensor) = outputs.remove(0);
+            (name, tensor.as_slice::<f32>().unwrap().to_vec())
+        };
+        assert_eq!(answer(&together), ("y".to_owned(), vec![0.0, 2.0]));
+        assert_eq!(answer(&alone), answer(&together));
+
+        let same = |inputs| Ok(inputs);
+        let custom = custom("text", &[spec("words")], &[spec("raw")], same);
+        let fused = runner.fuse([custom].into_iter().chain(graphs()).collect());
+        let counts: Vec<usize> = fused.iter().map(|stage| stage.plugins().count()).collect();
+        assert_eq!(counts, [1, 3]);
+    }
 
     #[test]
     fn equal_graphs_are_compiled_once_and_let_go() {

@@ -1,5 +1,5 @@
 use crate::ensemble::Ensemble;
-use crate::runner::Prepared;
+use crate::runner::CompiledGraph;
 use crate::upstream::Upstream;
 use mortise_host::{Plugin, PluginHealth, PluginPlan, PluginStats, PreparedGraph};
 use mortise_types::{Result, RunControl, Signature, Tensor};
@@ -11,6 +11,8 @@ pub struct Stage {
     pub name: String,
     /// Digest of the plugin's component, `sha256:<hex>`.
     pub digest: String,
+    /// Plugins whose graphs are fused in front of this one's, in order.
+    pub transforms: Vec<String>,
     pub signature: Signature,
     pub run: StageRun,
 }
@@ -72,7 +74,13 @@ impl Stage {
             PluginPlan::Custom => StageRun::Custom(plugin.clone()),
         };
         let signature = plugin.signature().clone();
-        Self { name: name.to_string(), digest: digest.to_string(), signature, run }
+        let (name, digest) = (name.to_string(), digest.to_string());
+        Self { name, digest, transforms: Vec::new(), signature, run }
+    }
+
+    /// The plugins that this stage is made of, in the order of their graphs.
+    pub fn plugins(&self) -> impl Iterator<Item = &str> {
+        self.transforms.iter().chain([&self.name]).map(String::as_str)
     }
 
     /// `true` when a plugin is entered for each request.
@@ -83,9 +91,13 @@ impl Stage {
     /// Bytes of weights and working memory that the stage's graph needs; 0 for
     /// a custom stage, whose memory is bounded by its plugin's limits.
     pub fn memory_bytes(&self) -> u64 {
-        let StageRun::Direct(graph) = &self.run else { return 0 };
-        let Ok(prepared) = graph.clone().as_any().downcast::<Prepared>() else { return 0 };
-        prepared.memory_bytes()
+        self.graph().map_or(0, |graph| graph.memory_bytes())
+    }
+
+    /// The graph that answers; `None` for a custom stage.
+    pub fn graph(&self) -> Option<Arc<CompiledGraph>> {
+        let StageRun::Direct(graph) = &self.run else { return None };
+        graph.clone().as_any().downcast().ok()
     }
 
     /// Whether the device has proven that rows do not mix.

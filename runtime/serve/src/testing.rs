@@ -87,7 +87,13 @@ fn stage(
 ) -> Stage {
     let signature = Signature { inputs: inputs.to_vec(), outputs: outputs.to_vec() };
     let fake = Arc::new(Fake { signature: signature.clone(), function });
-    Stage { name: name.to_string(), digest: String::new(), signature, run: run(fake) }
+    Stage {
+        name: name.to_string(),
+        digest: String::new(),
+        transforms: Vec::new(),
+        signature,
+        run: run(fake),
+    }
 }
 
 impl PreparedGraph for Fake {

@@ -46,6 +46,7 @@ impl Stage {
         Self {
             name: "upstream".to_string(),
             digest: digest.to_string(),
+            transforms: Vec::new(),
             signature: upstream.signature().clone(),
             run: StageRun::Custom(Arc::new(Remote(upstream))),
         }

@@ -12,11 +12,16 @@ use std::sync::Arc;
 #[cfg(feature = "gpu")]
 const TUNING_FILE: &str = "gpu-tuning";
 
-/// Opens what was asked for, and says in the log what was chosen and why.
+/// Opens what was asked for, and says in the log what was chosen and why. What
+/// is tuned for a GPU is kept in `store`, if there is one.
 ///
 /// # Errors
 /// When an adapter was named that is not there or cannot run the kernels.
-pub(crate) fn open(choice: DeviceChoice, threads: usize, store: &Path) -> Result<Arc<dyn Device>> {
+pub(crate) fn open(
+    choice: DeviceChoice,
+    threads: usize,
+    store: Option<&Path>,
+) -> Result<Arc<dyn Device>> {
     let cpu = CpuDevice::new(CpuOptions { threads: threads.max(1) });
     let (device, name, reason) = chosen(choice, cpu, store)?;
     tracing::info!(device = %name, %reason, "the device that runs graphs");
@@ -26,14 +31,14 @@ pub(crate) fn open(choice: DeviceChoice, threads: usize, store: &Path) -> Result
 type Chosen = (Arc<dyn Device>, String, String);
 
 #[cfg(feature = "gpu")]
-fn chosen(choice: DeviceChoice, cpu: Arc<CpuDevice>, store: &Path) -> Result<Chosen> {
+fn chosen(choice: DeviceChoice, cpu: Arc<CpuDevice>, store: Option<&Path>) -> Result<Chosen> {
     let mortise_gpu::Chosen { device, name, reason } =
-        mortise_gpu::choose_device(choice, cpu, Some(store.join(TUNING_FILE)))?;
+        mortise_gpu::choose_device(choice, cpu, store.map(|store| store.join(TUNING_FILE)))?;
     Ok((device, name, reason))
 }
 
 #[cfg(not(feature = "gpu"))]
-fn chosen(_: DeviceChoice, cpu: Arc<CpuDevice>, _: &Path) -> Result<Chosen> {
+fn chosen(_: DeviceChoice, cpu: Arc<CpuDevice>, _: Option<&Path>) -> Result<Chosen> {
     Ok((cpu, "cpu".to_owned(), "this binary has no other device".to_owned()))
 }
 

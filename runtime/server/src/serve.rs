@@ -140,7 +140,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             .create(&config.store_dir)
             .with_context(|| format!("cannot make the store {}", config.store_dir.display()))?;
         let threads = config.serving.compute_threads;
-        let device = device::open(config.device, threads, &config.store_dir)?;
+        let device = device::open(config.device, threads, Some(&config.store_dir))?;
         let serving = ServeConfig {
             on_background_thread: lower_priority,
             device: Some(device),

@@ -3,7 +3,8 @@
 use crate::cpu::arena::Arena;
 use crate::cpu::compile::{Arg, Program, Step};
 use crate::cpu::op::{Inputs, OpContext, Outputs, RunSubgraph};
-use crate::{Executable, Footprint, Ticket};
+use crate::describe::byte_len;
+use crate::{Executable, Footprint, OperatorInfo, Ticket};
 use mortise_graph::{Fact, GraphLimits, Plan};
 use mortise_types::{
     Error, GraphBody, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE, Value, ValueId,
@@ -23,6 +24,7 @@ pub(crate) struct CpuExecutable {
     rows_independent: bool,
     arena: Arc<Arena>,
     footprint: Footprint,
+    operators: Vec<OperatorInfo>,
     has_loops: bool,
     max_loop_iterations: u64,
     pool: Option<Arc<rayon::ThreadPool>>,
@@ -49,7 +51,7 @@ impl CpuExecutable {
     ) -> Self {
         let packed_copies = program.packed_bytes();
         let has_loops = program.steps.iter().any(|step| !step.subgraphs.is_empty());
-        let constants: usize = plan.constants.iter().flatten().map(value_bytes).sum();
+        let constants: usize = plan.constants.iter().flatten().map(byte_len).sum();
         let footprint = Footprint {
             weight_bytes: constants + packed_copies,
             peak_arena_bytes: 0,
@@ -57,8 +59,13 @@ impl CpuExecutable {
             packed_copies,
         };
         let fact = |value: &ValueId| plan.facts.get(value.index()).cloned().unwrap_or_default();
+        let mut operators = OperatorInfo::of_plan(&plan);
+        for (operator, step) in operators.iter_mut().zip(&program.steps) {
+            operator.weight_bytes += step.packed_bytes();
+        }
         Self {
             program,
+            operators,
             output_facts: plan.body.outputs.iter().map(fact).collect(),
             signature: plan.signature,
             rows_independent: plan.rows_independent,
@@ -118,6 +125,10 @@ impl Executable for CpuExecutable {
         Footprint { peak_arena_bytes: self.arena.peak_bytes(), ..self.footprint }
     }
 
+    fn operators(&self) -> Vec<OperatorInfo> {
+        self.operators.clone()
+    }
+
     fn rows_independent(&self) -> bool {
         self.rows_independent
     }
@@ -151,30 +162,25 @@ fn check_inputs(signature: &Signature, inputs: &[Tensor]) -> Result<()> {
     specs.iter().zip(inputs).try_for_each(|(spec, tensor)| spec.check(tensor))
 }
 
-/// Bytes that a constant keeps in memory.
-fn value_bytes(value: &Value) -> usize {
-    match value {
-        Value::Tensor(tensor) => tensor.byte_len(),
-        Value::Sequence(items) => items.iter().map(value_bytes).sum(),
-        Value::Optional(inner) => inner.as_deref().map_or(0, value_bytes),
-        Value::Map(map) => map.1.byte_len(),
-    }
-}
-
 impl Program {
     fn node_count(&self) -> usize {
-        self.all_steps(&|_| 1)
+        let inner = |step: &Step| -> usize {
+            step.subgraphs.iter().map(|(_, program)| program.node_count()).sum()
+        };
+        self.steps.iter().map(|step| 1 + inner(step)).sum()
     }
 
     fn packed_bytes(&self) -> usize {
-        self.all_steps(&|step| step.op.packed_bytes())
+        self.steps.iter().map(Step::packed_bytes).sum()
     }
+}
 
-    fn all_steps(&self, measure: &dyn Fn(&Step) -> usize) -> usize {
-        let inner = |step: &Step| -> usize {
-            step.subgraphs.iter().map(|(_, program)| program.all_steps(measure)).sum()
-        };
-        self.steps.iter().map(|step| measure(step) + inner(step)).sum()
+impl Step {
+    /// Bytes that the operator and those of its subgraphs copied into layouts
+    /// of their own.
+    fn packed_bytes(&self) -> usize {
+        let inner = self.subgraphs.iter().map(|(_, program)| program.packed_bytes());
+        self.op.packed_bytes() + inner.sum::<usize>()
     }
 }
 

@@ -11,6 +11,7 @@ mod wide;
 use crate::cpu::arena::Arena;
 use crate::cpu::executor::CpuExecutable;
 use crate::cpu::op::{Inputs, OpContext};
+use crate::measure::{self, Peaks};
 use crate::{Device, DeviceCaps, Executable};
 use mortise_graph::{Evaluate, GraphLimits, Plan};
 use mortise_types::{Attribute, Error, NodeDef, Result, RunControl, Value};
@@ -64,12 +65,34 @@ impl Device for CpuDevice {
         self
     }
 
+    fn peaks(&self) -> Result<Peaks> {
+        let int8 = self.on_every_thread(|| measure::cpu_int8_per_second().unwrap_or(0.0));
+        let f32_per_second = self.on_every_thread(measure::cpu_f32_per_second);
+        Ok(Peaks {
+            f32_per_second,
+            int8_per_second: Some(int8).filter(|rate| *rate > 0.0),
+            // Halves are widened to floats.
+            f16_per_second: Some(f32_per_second),
+            bytes_per_second: self.on_every_thread(measure::cpu_bytes_per_second),
+        })
+    }
+
     fn compile(&self, plan: Plan, limits: &GraphLimits) -> Result<Arc<dyn Executable>> {
         let plan = plan.chained(self);
         let program = compile::compile(&plan)?;
         let mut executable = CpuExecutable::new(plan, program, limits, self.pool.clone());
         executable.learn_outputs();
         Ok(Arc::new(executable))
+    }
+}
+
+impl CpuDevice {
+    /// The sum over all threads of what `rate` measures on each, at once.
+    fn on_every_thread(&self, rate: impl Fn() -> f64 + Sync) -> f64 {
+        match &self.pool {
+            Some(pool) => pool.broadcast(|_| rate()).into_iter().sum(),
+            None => rate(),
+        }
     }
 }
 

@@ -68,6 +68,7 @@ impl CompiledPlugin for Line {
         Ok(mortise_serve::Stage {
             name: request.plugin,
             digest: String::new(),
+            transforms: Vec::new(),
             signature: Signature { inputs: spec("x"), outputs: spec(output) },
             run: StageRun::Custom(Arc::new(Adder { sum: number + bias })),
         })

@@ -129,6 +129,7 @@ impl Graph {
             body: self.def.body.clone(),
             constants: self.def.values.iter().map(constant).collect(),
             facts,
+            origins: Default::default(),
             signature: Signature::default(),
             rows_independent: false,
         };

@@ -15,14 +15,14 @@ impl Plan {
     pub fn chained(self, device: &dyn Evaluate) -> Self {
         const PATTERNS: [Pattern; 6] =
             [attention, integer_product, integer_bias, integer_activation, conv_sum, conv_relu];
-        let Self { body, constants, facts, signature, rows_independent } = self;
-        let mut draft = Draft { body, constants, facts };
+        let Self { body, constants, facts, origins, signature, rows_independent } = self;
+        let mut draft = Draft { body, constants, facts, origins };
         for pattern in PATTERNS {
             replace(&mut draft, device, pattern);
         }
         prune::prune(&mut draft);
-        let Draft { body, constants, facts } = draft;
-        Self { body, constants, facts, signature, rows_independent }
+        let Draft { body, constants, facts, origins } = draft;
+        Self { body, constants, facts, origins, signature, rows_independent }
     }
 }
 

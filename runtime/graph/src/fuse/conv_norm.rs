@@ -18,7 +18,8 @@ pub(super) fn fold(draft: &mut Draft) {
         let image = node.inputs.first().copied().flatten();
         let (weights, bias) = (add_constant(draft, weights), add_constant(draft, bias));
         node.inputs = [image, Some(weights), Some(bias)].into_iter().collect();
-        draft.body.nodes[index] = node;
+        let origin = vec!["Conv".to_owned(), "BatchNormalization".to_owned()];
+        draft.replace_node(index, node, origin);
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `POST /v1/endpoints/{name}/rollout/pause`, `/resume`, `/promote`, `/abort`, `/weight`, `/strategy` | |
 //! | `POST /v1/endpoints/{name}/metrics` | `[{"version","metric","value"}]` about answers |
 //! | `GET /v1/endpoints`, `/v1/endpoints/{name}` | state of all, of one |
+//! | `GET /v1/endpoints/{name}/graph` | what the live revision runs, operator by operator |
 //! | `GET /v1/endpoints/{name}/revisions`, `/versions` | newest first |
 //! | `GET /v1/audit?endpoint=&before_id=&limit=` | who did what, newest first |
 //! | `GET /v1/status` | the server, its addresses and its store |
@@ -113,6 +114,7 @@ enum Action {
     Status,
     List,
     Describe(String),
+    Inspect(String),
     Revisions(String),
     Versions(String),
     Audit(AuditQuery),
@@ -130,6 +132,7 @@ impl Action {
             (&Method::GET, ["v1", "status"]) => Self::Status,
             (&Method::GET, ["v1", "endpoints"]) => Self::List,
             (&Method::GET, ["v1", "endpoints", name]) => Self::Describe(own(name)),
+            (&Method::GET, ["v1", "endpoints", name, "graph"]) => Self::Inspect(own(name)),
             (&Method::GET, ["v1", "endpoints", name, "revisions"]) => Self::Revisions(own(name)),
             (&Method::GET, ["v1", "endpoints", name, "versions"]) => Self::Versions(own(name)),
             (&Method::GET, ["v1", "audit"]) => Self::Audit(audit_query(query)?),
@@ -168,6 +171,7 @@ impl Admin {
             Action::Status => self.status(),
             Action::List => to_json(&deployer.status()?),
             Action::Describe(name) => to_json(&deployer.describe(&name)?),
+            Action::Inspect(name) => to_json(&deployer.inspect(&name)?),
             Action::Revisions(name) => to_json(&deployer.revisions(&name)?),
             Action::Versions(name) => to_json(&deployer.versions(&name)?),
             Action::Audit(query) => to_json(&deployer.audit(&query)?),

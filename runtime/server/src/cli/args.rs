@@ -1,3 +1,9 @@
+mod measure;
+
+pub(crate) use measure::{
+    BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, DeviceArgs, InspectArgs, LocalArgs,
+};
+
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -45,6 +51,10 @@ pub(crate) enum Command {
     Unload(NameArgs),
     /// Show what is deployed and whether it is ready.
     Status(StatusArgs),
+    /// Show the operators that an endpoint or a model file runs, and where.
+    Inspect(InspectArgs),
+    /// Measure kernels or a model on this machine, beside what is possible.
+    Bench(BenchArgs),
     /// Ask an endpoint for predictions.
     Predict(PredictArgs),
     /// Remove versions and files that nothing needs any more.

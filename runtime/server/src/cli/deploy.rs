@@ -113,9 +113,10 @@ pub(super) enum Component {
     Upstream(String),
 }
 
-struct Named {
-    name: String,
-    path: PathBuf,
+/// A file and what plugins call it.
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
 }
 
 struct Transform {
@@ -132,12 +133,12 @@ impl Plan {
     fn from_args(args: &DeployArgs) -> Result<Self> {
         let (plugin, mut assets) = match (&args.upstream, &args.path) {
             (Some(url), _) => (Component::Upstream(url.clone()), Vec::new()),
-            (None, path) => plugin_and_assets(args, path.as_deref().unwrap_or(Path::new("")))?,
+            (None, path) => {
+                let path = path.as_deref().unwrap_or(Path::new(""));
+                plugin_and_assets(args.plugin.as_deref(), path)?
+            }
         };
-        for pair in &args.asset {
-            let (name, path) = split_pair(pair, "--asset")?;
-            assets.push(Named { name: name.to_string(), path: path.into() });
-        }
+        assets.extend(named_assets(&args.asset)?);
         let transforms =
             args.transform.iter().map(|text| transform(text)).collect::<Result<_>>()?;
         let (model, strategy) = split_settings(args);
@@ -240,16 +241,29 @@ impl Component {
     }
 }
 
-fn plugin_and_assets(args: &DeployArgs, path: &Path) -> Result<(Component, Vec<Named>)> {
+/// The values of `--asset`.
+pub(super) fn named_assets(pairs: &[String]) -> Result<Vec<Named>> {
+    let named = |pair: &String| {
+        let (name, path) = split_pair(pair, "--asset")?;
+        Ok(Named { name: name.to_string(), path: path.into() })
+    };
+    pairs.iter().map(named).collect()
+}
+
+/// Which plugin serves the file or folder at `path`, and the files that it gets.
+pub(super) fn plugin_and_assets(
+    plugin: Option<&str>,
+    path: &Path,
+) -> Result<(Component, Vec<Named>)> {
     if !path.exists() {
         let message = format!("{} does not exist", path.display());
         return Err(CliError::new(message, "give a model file, a folder, or a .wasm plugin").into());
     }
     let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
-    if extension == "wasm" && args.plugin.is_none() {
+    if extension == "wasm" && plugin.is_none() {
         return Ok((Component::File(path.to_path_buf()), Vec::new()));
     }
-    if args.plugin.as_deref() == Some("ensemble") {
+    if plugin == Some("ensemble") {
         return Ok((Component::Ensemble(path.to_path_buf()), Vec::new()));
     }
     let assets = match path.is_dir() {
@@ -261,7 +275,7 @@ fn plugin_and_assets(args: &DeployArgs, path: &Path) -> Result<(Component, Vec<N
         "safetensors" => Some("mlp"),
         _ => None,
     });
-    let Some(plugin) = args.plugin.as_deref().or(guessed) else {
+    let Some(plugin) = plugin.or(guessed) else {
         let message = format!("cannot tell which plugin serves {}", path.display());
         return Err(CliError::new(
             message,

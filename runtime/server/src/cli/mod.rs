@@ -2,11 +2,14 @@
 //! the admin API of a running server; only `serve` and `demo` open the store.
 
 pub(crate) mod args;
+mod bench;
 pub(crate) mod client;
 pub(crate) mod deploy;
 mod error;
 mod experiment;
+mod inspect;
 pub(crate) mod keys;
+mod local;
 mod predict;
 mod replay;
 mod rollout;
@@ -38,6 +41,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Plugin(args) => match args.command {
             PluginCommand::Replay(args) => replay::run(&args),
         },
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Status(args) => show::status(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Gc(args) => show::gc(&args),

@@ -6,10 +6,9 @@ mod windows;
 
 use super::args::ReplayArgs;
 use super::deploy::config;
-use crate::embedded;
+use super::local::LocalPlugin;
 use anyhow::{Context, Result, bail};
-use mortise_host::{Compiled, Host, HostConfig, PluginLimits, PolicyRequest, WorkerCommand, World};
-use mortise_types::Bytes;
+use mortise_host::{Compiled, Host, PluginLimits, PolicyRequest, World};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -56,14 +55,10 @@ struct Policy {
 
 impl Policy {
     fn load(args: &ReplayArgs) -> Result<Self> {
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let worker = WorkerCommand { program, args: vec![crate::serve::COMPILE_COMMAND.into()] };
-        let host = Host::new(HostConfig::new(scratch.path().join("cache"), worker))?;
-        let verified = host.verify(component(&args.plugin)?)?;
+        let LocalPlugin { host, compiled, scratch } = LocalPlugin::compile(&args.plugin)?;
         Ok(Self {
-            compiled: host.compile(&verified)?,
             host,
+            compiled,
             name: args.plugin.clone(),
             config_json: Value::Object(config(&args.set)?).to_string(),
             _scratch: scratch,
@@ -78,20 +73,6 @@ impl Policy {
             limits: PluginLimits::default(),
         }
     }
-}
-
-fn component(plugin: &str) -> Result<Bytes> {
-    if plugin.ends_with(".wasm") {
-        let bytes = std::fs::read(plugin).with_context(|| format!("cannot read {plugin}"))?;
-        return Ok(bytes.into());
-    }
-    let plugins = embedded::plugins();
-    let names: Vec<&str> = plugins.iter().map(|known| known.name.as_str()).collect();
-    let found = plugins.iter().find(|known| known.name == plugin);
-    let found = found.with_context(|| {
-        format!("there is no first-party plugin \"{plugin}\"; there are {names:?}, or give a .wasm")
-    })?;
-    Ok(found.component.clone())
 }
 
 type Records = Box<dyn Iterator<Item = serde_json::Result<Value>>>;

@@ -138,7 +138,7 @@ pub(super) fn print_json(value: &Value) -> Result<()> {
     Ok(())
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
 }
 
@@ -151,7 +151,7 @@ fn text(value: &Value) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
-fn print_table(table: &[Vec<String>]) {
+pub(super) fn print_table(table: &[Vec<String>]) {
     let columns = table.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         table.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
@@ -163,7 +163,7 @@ fn print_table(table: &[Vec<String>]) {
     }
 }
 
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
 }
 

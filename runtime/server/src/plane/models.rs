@@ -1,5 +1,5 @@
 use super::Plane;
-use mortise_serve::{Endpoint, Readiness, Revision, VersionStatsSnapshot};
+use mortise_serve::{Endpoint, Readiness, Revision, Stage, VersionStatsSnapshot};
 use mortise_types::{Error, Result};
 use mortise_wire::IndexEntry;
 use std::sync::Arc;
@@ -179,7 +179,7 @@ pub(crate) fn platform(revision: &Revision) -> &str {
 
 /// Facts about a revision for its configuration.
 pub(crate) fn config_parameters(revision: &Revision) -> [(&'static str, String); 3] {
-    let stages: Vec<&str> = revision.stages().iter().map(|stage| stage.name.as_str()).collect();
+    let stages: Vec<&str> = revision.stages().iter().flat_map(Stage::plugins).collect();
     [
         ("revision", revision.number().to_string()),
         ("stages", stages.join(",")),

@@ -80,6 +80,7 @@ fn revision(name: &str, model: Doubler) -> Arc<Revision> {
     let stage = Stage {
         name: "doubler".into(),
         digest: "sha256:d".into(),
+        transforms: Vec::new(),
         signature: Signature {
             inputs: vec![TensorSpec::new("x", DType::F32, &[-1])],
             outputs: vec![TensorSpec::new("y", DType::F32, &[-1])],

@@ -62,18 +62,13 @@ impl ArgExtreme {
         }))
     }
 
-    fn best<T: Element>(&self, values: impl Iterator<Item = T>) -> i64 {
-        let mut best: Option<(usize, T)> = None;
-        for (at, value) in values.enumerate() {
-            let beats = best.is_none_or(|(_, old)| match value.partial_cmp(&old) {
-                Some(Ordering::Equal) => self.last,
-                order => order == Some(self.wanted),
-            });
-            if beats {
-                best = Some((at, value));
-            }
+    fn fill<T: Element>(&self, values: &[T], lines: &Lines, cells: &mut [i64]) {
+        match (self.wanted, self.last) {
+            (Ordering::Less, false) => fill_best(values, lines, cells, |new, old| new < old),
+            (Ordering::Less, true) => fill_best(values, lines, cells, |new, old| new <= old),
+            (_, false) => fill_best(values, lines, cells, |new, old| new > old),
+            (_, true) => fill_best(values, lines, cells, |new, old| new >= old),
         }
-        best.map_or(0, |(at, _)| at as i64)
     }
 }
 
@@ -94,16 +89,39 @@ impl Operator for ArgExtreme {
         let mut output = ctx.allocate(DType::I64, &shape)?;
         let cells = output.as_mut_slice::<i64>()?;
         by_number!(input.dtype(), T => {
-            let values = input.as_slice::<T>()?;
-            for (line, cell) in cells.iter_mut().enumerate() {
-                let start = lines.start(line, lines.size);
-                let items = values[start..].iter().step_by(lines.inner).take(lines.size);
-                *cell = self.best(items.copied());
-            }
+            self.fill::<T>(input.as_slice()?, &lines, cells);
             Ok(())
         })?;
         Ok(smallvec![output.into()])
     }
+}
+
+/// The position in each line of the first element that no later one `beats`.
+fn fill_best<T: Element>(
+    values: &[T],
+    lines: &Lines,
+    cells: &mut [i64],
+    beats: impl Fn(&T, &T) -> bool,
+) {
+    for (line, cell) in cells.iter_mut().enumerate() {
+        let start = lines.start(line, lines.size);
+        *cell = if lines.inner == 1 {
+            best_of(values[start..start + lines.size].iter(), &beats)
+        } else {
+            best_of(values[start..].iter().step_by(lines.inner).take(lines.size), &beats)
+        };
+    }
+}
+
+fn best_of<'a, T: Element>(
+    values: impl Iterator<Item = &'a T>,
+    beats: &impl Fn(&T, &T) -> bool,
+) -> i64 {
+    let mut values = values.zip(0i64..);
+    let Some(first) = values.next() else { return 0 };
+    let choose =
+        |best: (&'a T, i64), new: (&'a T, i64)| if beats(new.0, best.0) { new } else { best };
+    values.fold(first, choose).1
 }
 
 pub(super) struct TopK {
