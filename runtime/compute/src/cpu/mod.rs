@@ -5,6 +5,7 @@ mod compile;
 mod executor;
 mod op;
 mod ops;
+mod parallel;
 mod registry;
 mod wide;
 

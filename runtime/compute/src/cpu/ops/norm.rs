@@ -3,8 +3,10 @@
 
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::cast_tensor;
+use crate::cpu::parallel::part_len;
 use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, bf16, f16};
+use rayon::prelude::*;
 use smallvec::smallvec;
 
 pub(crate) const ENTRIES: &[Entry] = &[
@@ -55,7 +57,12 @@ type Floats<'a, T> = std::borrow::Cow<'a, [T]>;
 
 /// What a kernel needs of a float type, so that it is written once.
 trait Real:
-    Copy + std::ops::Add<Output = Self> + std::ops::Sub<Output = Self> + std::ops::Mul<Output = Self>
+    Copy
+    + Send
+    + Sync
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
 {
     fn to_f64(self) -> f64;
     fn from_f64(value: f64) -> Self;
@@ -288,8 +295,16 @@ impl<T: Real> Loop for ApplyRows<'_, T> {
 
 impl Rows {
     fn apply<T: Real>(&self, input: &[T], params: &[Floats<'_, T>], output: &mut [T]) {
-        if self.len > 0 {
+        let part = |input: &[T], output: &mut [T]| {
             widest(ApplyRows { rows: self, input, params, output });
+        };
+        match part_len(output.len(), self.len) {
+            Some(len) => {
+                let parts = output.par_chunks_mut(len).zip(input.par_chunks(len));
+                parts.for_each(|(output, input)| part(input, output));
+            }
+            None if self.len > 0 => part(input, output),
+            None => {}
         }
     }
 

@@ -4,8 +4,10 @@
 use super::elementwise::{cast_tensor, writable};
 use super::layout;
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::parallel::part_len;
 use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor};
+use rayon::prelude::*;
 use rten_simd::{SimdOp, SimdUnaryOp};
 use smallvec::smallvec;
 
@@ -121,6 +123,13 @@ impl Softmax {
 /// Softmax of each row of `size` elements, which must not be 0. Rows are taken
 /// together, so that short ones fill the vectors, too.
 pub(crate) fn softmax_rows(values: &mut [f32], size: usize) {
+    match part_len(values.len(), size) {
+        Some(len) => values.par_chunks_mut(len).for_each(|part| softmax_part(part, size)),
+        None => softmax_part(values, size),
+    }
+}
+
+fn softmax_part(values: &mut [f32], size: usize) {
     /// Elements that stay in the nearest cache between the passes.
     const BLOCK: usize = 4096;
     for block in values.chunks_mut((BLOCK / size).max(1) * size) {

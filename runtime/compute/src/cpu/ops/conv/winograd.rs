@@ -5,8 +5,10 @@
 use super::{GEMM, matrix};
 use crate::cpu::op::OpContext;
 use crate::cpu::ops::window::Window;
+use crate::cpu::parallel::part_len;
 use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, Result};
+use rayon::prelude::*;
 use rten_gemm::{GemmInputA, GemmInputB, GemmOptions, PackedAMatrix};
 
 /// Elements of a tile of the input, and so matrices to multiply by.
@@ -73,21 +75,66 @@ impl Winograd {
         let count = tiles.count();
         let mut points = ctx.allocate(DType::F32, &[POINTS, self.inputs, count])?;
         let points = points.as_mut_slice::<f32>()?;
-        widest(Transform { tiles: &tiles, image, channels: self.inputs, points });
+        self.transform(&tiles, image, points);
         let mut products = ctx.allocate(DType::F32, &[POINTS, self.outputs, count])?;
         let products = products.as_mut_slice::<f32>()?;
-        let sides = products
-            .chunks_exact_mut(self.outputs * count)
-            .zip(points.chunks_exact(self.inputs * count));
-        for ((product, points), weights) in sides.zip(&self.weights) {
-            ctx.control.check()?;
-            let a = GemmInputA::Packed(weights);
-            let b = GemmInputB::Unpacked(matrix(self.inputs, count, points)?);
-            GEMM.with(|gemm| gemm.gemm(product, a, b, GemmOptions::default()))
-                .map_err(|error| Error::internal(format!("Conv: {error}")))?;
+        let control = ctx.control;
+        let multiply =
+            |((product, points), weights): ((&mut [f32], &[f32]), &PackedAMatrix<f32>)| {
+                control.check()?;
+                let a = GemmInputA::Packed(weights);
+                let b = GemmInputB::Unpacked(matrix(self.inputs, count, points)?);
+                GEMM.with(|gemm| gemm.gemm(product, a, b, GemmOptions::default()))
+                    .map_err(|error| Error::internal(format!("Conv: {error}")))
+            };
+        let (product_len, point_len) = (self.outputs * count, self.inputs * count);
+        if rayon::current_num_threads() > 1 {
+            let products = products.par_chunks_exact_mut(product_len);
+            let sides = products.zip(points.par_chunks_exact(point_len));
+            sides.zip(&self.weights).try_for_each(multiply)?;
+        } else {
+            let products = products.chunks_exact_mut(product_len);
+            let sides = products.zip(points.chunks_exact(point_len));
+            sides.zip(&self.weights).try_for_each(multiply)?;
         }
-        widest(Untransform { tiles: &tiles, products, channels: self.outputs, out, adds });
+        self.untransform(&tiles, products, out, adds);
         Ok(())
+    }
+
+    /// Writes the points `[16, inputs, tiles]` of an image, some channels on
+    /// each thread.
+    fn transform(&self, tiles: &Tiles, image: &[f32], points: &mut [f32]) {
+        let (count, plane) = (tiles.count(), tiles.input[0] * tiles.input[1]);
+        let channels = part_len(image.len(), plane).map_or(self.inputs, |len| len / plane);
+        let mut parts: Vec<Transform<'_>> = image
+            .chunks(channels * plane)
+            .map(|image| Transform { tiles, image, points: Vec::with_capacity(POINTS) })
+            .collect();
+        for point in points.chunks_exact_mut(self.inputs * count) {
+            let slices = point.chunks_mut(channels * count);
+            parts.iter_mut().zip(slices).for_each(|(part, slice)| part.points.push(slice));
+        }
+        if parts.len() > 1 {
+            parts.into_par_iter().for_each(widest);
+        } else {
+            parts.into_iter().for_each(widest);
+        }
+    }
+
+    /// Writes the output, or adds to it, some channels on each thread.
+    fn untransform(&self, tiles: &Tiles, products: &[f32], out: &mut [f32], adds: bool) {
+        let plane = tiles.output[0] * tiles.output[1];
+        let channels = self.outputs;
+        let part = |first, out: &mut [f32]| {
+            widest(Untransform { tiles, products, channels, first, out, adds });
+        };
+        match part_len(out.len(), plane) {
+            Some(len) => {
+                let parts = out.par_chunks_mut(len).enumerate();
+                parts.for_each(|(index, out)| part(index * len / plane, out));
+            }
+            None => part(0, out),
+        }
     }
 }
 
@@ -132,12 +179,12 @@ impl Tiles {
     }
 }
 
-/// `Bᵀ · d · B` of every tile d of every channel, by point.
+/// `Bᵀ · d · B` of every tile d of some channels, by point.
 struct Transform<'a> {
     tiles: &'a Tiles,
+    /// Of these channels, as are the points.
     image: &'a [f32],
-    channels: usize,
-    points: &'a mut [f32],
+    points: Vec<&'a mut [f32]>,
 }
 
 impl Loop for Transform<'_> {
@@ -145,7 +192,7 @@ impl Loop for Transform<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { tiles, image, channels, points } = self;
+        let Self { tiles, image, mut points } = self;
         let (wide, count) = (tiles.wide, tiles.count());
         let plane = tiles.input[0] * tiles.input[1];
         let size = 2 * (wide + 1);
@@ -162,9 +209,9 @@ impl Loop for Transform<'_> {
                     split_row(tiles, image, 2 * y + row, &mut line, halves);
                 }
                 mix_rows(&rows, &mut mixed, size);
-                for (row, halves) in mixed.chunks_exact(size).enumerate() {
-                    let start = (row * 4 * channels + channel) * count + y * wide;
-                    mix_columns(halves, &mut points[start..], channels * count);
+                let start = channel * count + y * wide;
+                for (halves, points) in mixed.chunks_exact(size).zip(points.chunks_exact_mut(4)) {
+                    mix_columns(halves, points, start);
                 }
             }
         }
@@ -204,16 +251,16 @@ fn mix_rows(rows: &[f32], mixed: &mut [f32], size: usize) {
     }
 }
 
-/// The same along a row of tiles, to four points that lie `step` apart.
+/// The same along a row of tiles, to four points from `start` on.
 #[inline(always)]
-fn mix_columns(halves: &[f32], points: &mut [f32], step: usize) {
+fn mix_columns(halves: &[f32], points: &mut [&mut [f32]], start: usize) {
     let wide = halves.len() / 2 - 1;
     let (even, odd) = halves.split_at(wide + 1);
     let (d0, d1, d2, d3) = (&even[..wide], &odd[..wide], &even[1..], &odd[1..]);
-    let (p0, rest) = points.split_at_mut(step);
-    let (p1, rest) = rest.split_at_mut(step);
-    let (p2, p3) = rest.split_at_mut(step);
-    let (p0, p1, p2, p3) = (&mut p0[..wide], &mut p1[..wide], &mut p2[..wide], &mut p3[..wide]);
+    let [p0, p1, p2, p3] = points else { return };
+    let range = start..start + wide;
+    let (p0, p1) = (&mut p0[range.clone()], &mut p1[range.clone()]);
+    let (p2, p3) = (&mut p2[range.clone()], &mut p3[range]);
     for x in 0..wide {
         p0[x] = d0[x] - d2[x];
         p1[x] = d1[x] + d2[x];
@@ -226,7 +273,9 @@ fn mix_columns(halves: &[f32], points: &mut [f32], step: usize) {
 struct Untransform<'a> {
     tiles: &'a Tiles,
     products: &'a [f32],
+    /// All that there are, and the first one of `out`.
     channels: usize,
+    first: usize,
     out: &'a mut [f32],
     adds: bool,
 }
@@ -236,7 +285,7 @@ impl Loop for Untransform<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { tiles, products, channels, out, adds } = self;
+        let Self { tiles, products, channels, first, out, adds } = self;
         let (wide, count) = (tiles.wide, tiles.count());
         let [height, width] = tiles.output;
         // For two rows: the sums of the four columns of points.
@@ -244,7 +293,7 @@ impl Loop for Untransform<'_> {
         let mut row = vec![0.0f32; 2 * wide];
         for (channel, out) in out.chunks_exact_mut(height * width).enumerate() {
             for y in 0..tiles.high {
-                let start = channel * count + y * wide;
+                let start = (first + channel) * count + y * wide;
                 for column in 0..4 {
                     let points = &products[column * channels * count + start..];
                     sum_rows(points, 4 * channels * count, &mut sums, column * wide, wide);

@@ -4,7 +4,9 @@ use super::cast::cast_tensor;
 use super::number::{Add, Arithmetic, Bits, Modulo, Number, Pow, Relation, Rem, by_numeric};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::broadcast::{broadcast_shape, zip_assign, zip_into};
+use crate::cpu::parallel::part_len;
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, Value};
+use rayon::prelude::*;
 use smallvec::smallvec;
 use std::marker::PhantomData;
 
@@ -41,7 +43,16 @@ fn typed<A: Arithmetic, T: Number>(
     if a.shape() == shape.as_slice()
         && let Ok(target) = a.as_mut_slice::<T>()
     {
-        zip_assign((&shape, b.shape()), target, b.as_slice::<T>()?, A::apply::<T>);
+        let other = b.as_slice::<T>()?;
+        match part_len(target.len(), 1).filter(|_| b.shape() == shape.as_slice()) {
+            Some(len) => {
+                let parts = target.par_chunks_mut(len).zip(other.par_chunks(len));
+                parts.for_each(|(target, other)| {
+                    target.iter_mut().zip(other).for_each(|(a, b)| *a = A::apply(*a, *b));
+                });
+            }
+            None => zip_assign((&shape, b.shape()), target, other, A::apply::<T>),
+        }
         return Ok(a);
     }
     if b.shape() == shape.as_slice()

@@ -3,7 +3,9 @@
 use super::number::{Number, by_numeric};
 use super::select::writable;
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
+use crate::cpu::parallel::part_len;
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, bf16, f16};
+use rayon::prelude::*;
 use rten_simd::SimdUnaryOp;
 use smallvec::smallvec;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
@@ -304,7 +306,13 @@ impl Operator for Unary {
 /// `Unsupported` for other dtypes.
 pub(crate) fn activate(function: Activation, tensor: &mut Tensor) -> Result<()> {
     match tensor.dtype() {
-        DType::F32 => function.map_f32(tensor.as_mut_slice::<f32>()?),
+        DType::F32 => {
+            let values = tensor.as_mut_slice::<f32>()?;
+            match part_len(values.len(), 1) {
+                Some(len) => values.par_chunks_mut(len).for_each(|part| function.map_f32(part)),
+                None => function.map_f32(values),
+            }
+        }
         DType::F64 => {
             let values = tensor.as_mut_slice::<f64>()?;
             values.iter_mut().for_each(|value| *value = function.scalar(*value));

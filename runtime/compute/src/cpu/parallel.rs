@@ -1,0 +1,31 @@
+//! When work that treats elements or rows alike is worth several threads.
+
+/// Elements that a thread gets at least: a hop to another thread costs some
+/// microseconds, in which one goes over about this many.
+const LEAST: usize = 32 * 1024;
+
+/// Elements, a multiple of `unit`, that each thread of the pool around this
+/// run should take of `count`; `None` where one thread does it all.
+pub(crate) fn part_len(count: usize, unit: usize) -> Option<usize> {
+    let parts = rayon::current_num_threads().min(count / LEAST);
+    (parts > 1 && unit > 0).then(|| (count / unit).div_ceil(parts) * unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_whole_rows_and_cover_everything() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (count, unit, want) in [
+            (LEAST, 1, None),
+            (2 * LEAST, 1, Some(LEAST)),
+            (30 * LEAST, LEAST, Some(10 * LEAST)),
+            (10 * LEAST, 5 * LEAST, Some(5 * LEAST)),
+            (0, 0, None),
+        ] {
+            assert_eq!(pool.install(|| part_len(count, unit)), want, "{count} by {unit}");
+        }
+    }
+}
