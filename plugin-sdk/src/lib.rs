@@ -34,10 +34,52 @@
 //!
 //! A model that needs its own code per batch returns [`Loaded::Custom`] and
 //! implements [`Model::predict`]. A **transform** has the same shape:
-//! [`Transform`], [`Transform::apply`] and [`export_transform!`]. Policies decide
-//! about traffic: a [`Router`] chooses the version that answers a request, a
-//! [`Strategy`] how a new version gets its share. Neither touches the host, so
-//! that all of both can be tested with plain `cargo test`.
+//! [`Transform`], [`Transform::apply`] and [`export_transform!`].
+//!
+//! **Policies** decide about traffic. A [`Router`] chooses the version that
+//! answers a request, from scalars: the hash of its sticky key, a random seed,
+//! and one bit for each [`Probe`] into its headers and parameters. Whatever else
+//! it knows it has learned from reported metrics ([`Router::learn`]), and
+//! published as a state that every thread's instance installs. A [`Strategy`]
+//! decides how a new version gets its share. It is a pure function of what both
+//! versions did since the last evaluation and of a state, which the host stores
+//! with the decision in one transaction: whatever must be remembered goes into
+//! the state, as bytes that the next version of the plugin can read. When a
+//! policy traps, runs too long or answers nonsense, the stable version answers,
+//! traffic stays where it is, and operators are told.
+//!
+//! ```
+//! use mortise_plugin_sdk::{
+//!     Candidate, Choice, Context, Place, Probe, Result, Router, export_router,
+//! };
+//!
+//! /// Requests with a header get the newest version, all others the stable one.
+//! struct Testers {
+//!     stable: u32,
+//!     newest: u32,
+//! }
+//!
+//! impl Router for Testers {
+//!     fn configure(variants: &[Candidate], _: &Context) -> Result<(Self, Vec<Probe>)> {
+//!         let stable = variants.iter().position(|variant| variant.stable).unwrap_or(0) as u32;
+//!         let newest = (0..variants.len()).max_by_key(|&at| variants[at].version).unwrap_or(0) as u32;
+//!         let probe = Probe { place: Place::parse("header:x-tester")?, literal: None };
+//!         Ok((Self { stable, newest }, vec![probe]))
+//!     }
+//!
+//!     fn route(&self, _key_hash: u64, _seed: u64, matched: u64) -> Choice {
+//!         Choice::of(if matched & 1 == 1 { self.newest } else { self.stable })
+//!     }
+//! }
+//!
+//! export_router!(Testers);
+//! # fn main() {}
+//! ```
+//!
+//! Neither kind of policy touches the host, so that all of both can be tested
+//! with plain `cargo test`; [`testing`] has the clock, the statistics and the
+//! requests. `mortise plugin replay` shows what a built policy decides about a
+//! recording.
 //!
 //! Plugins compile for `wasm32-unknown-unknown` with the crate type `cdylib`.
 //! They also compile natively, so that logic that does not touch the host can
@@ -58,6 +100,8 @@ mod router;
 mod signature;
 mod strategy;
 mod tensor;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 pub use context::{Assets, Context};
 pub use dtype::{DType, Element};

@@ -1,4 +1,5 @@
-//! What routing costs: a router alone, in its own program; then the throughput
+//! What routing costs: a router alone, in its own program, and a million keys
+//! through the routers that are sticky; then the throughput
 //! of a server with a router, a transform and two versions beside one without;
 //! and the tail of replies, open-loop, while a share of the requests is copied
 //! to a shadow that answers, and to one that never does.
@@ -45,6 +46,9 @@ struct Ratios {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut result = own_program("router", &[])?;
+    for (key, value) in own_program("sticky", &[])?.as_object().into_iter().flatten() {
+        result[key] = value.clone();
+    }
     let server = Server::start()?;
     let mut admin = server.admin()?;
     deploy_all(&mut admin)?;

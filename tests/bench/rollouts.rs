@@ -101,18 +101,24 @@ fn work_for(end: &Value, factor: f64) -> u64 {
     (median_us * 1_000.0 * (factor - 1.0)) as u64
 }
 
+/// Time between evaluations of the rollout that is killed: long enough that
+/// what a server read from its store can be asked before it evaluates again.
+const TICK: Duration = Duration::from_millis(500);
+
 /// Kills the server in the middle of a rollout, again and again, and counts how
 /// often it went on at the same step with the evidence of the last tick.
 fn kills(kills: u64) -> Result<u64> {
     let folder = tempfile::tempdir()?;
     let options = Options { store: Some(folder.path().join("store")), ..Options::default() };
     let mut server = Server::start_with(options.clone())?;
-    server.admin()?.deploy(ENDPOINT, &model(1.0, 0.0, 0))?;
+    server.admin()?.deploy(ENDPOINT, &model(1.0, 0.005, 0))?;
     let strategy = Part::builtin("canary")
         .set("interval", "1h")
-        .set("check", "50ms")
-        .set("steps", json!([25, 100]));
-    let version = model(2.0, 0.0, 0).rollout(Rollout::of(strategy));
+        .set("check", format!("{}ms", TICK.as_millis()))
+        .set("steps", json!([25, 100]))
+        // Killed and started all the time, its latency says nothing.
+        .set("latency_tolerance", 1_000);
+    let version = model(2.0, 0.005, 0).rollout(Rollout::of(strategy));
     server.admin()?.deploy(ENDPOINT, &version)?;
     let mut random = fastrand::Rng::with_seed(5);
     let mut resumed = 0;
@@ -121,15 +127,13 @@ fn kills(kills: u64) -> Result<u64> {
         let mut admin = server.admin()?;
         let start = progress(&mut admin)?;
         wait::until("a tick", LIMIT, || Ok(progress(&mut admin)?.tick > start.tick))?;
-        wait::pass(Duration::from_micros(random.u64(0..100_000)));
+        wait::pass(TICK.mul_f64(random.f64()));
         let before = progress(&mut admin)?;
         server.kill()?;
         load.finish()?;
         server = Server::start_with(options.clone())?;
         let after = progress(&mut server.admin()?)?;
-        let is_resumed = after.weight == before.weight
-            && after.tick >= before.tick
-            && after.evaluated >= before.evaluated;
+        let is_resumed = after.went_on_from(&before);
         if !is_resumed {
             println!("kill {kill}: {before:?} became {after:?}");
         }
@@ -144,7 +148,28 @@ struct Progress {
     weight: f64,
     tick: u64,
     /// Time that was evaluated.
-    evaluated: u64,
+    evaluated_ms: u64,
+    /// Odds of each test at the last tick.
+    evidence: Value,
+    /// Requests of the candidate, with those since the last tick.
+    requests: u64,
+}
+
+impl Progress {
+    /// Whether this was read from a store whose server was killed right after
+    /// `before`: the tick of then, or the one that was just due.
+    fn went_on_from(&self, before: &Self) -> bool {
+        let is_same_step = self.weight == before.weight;
+        match self.tick.checked_sub(before.tick) {
+            Some(0) => {
+                let is_same_time = self.evaluated_ms == before.evaluated_ms;
+                let is_same_evidence = self.evidence == before.evidence;
+                is_same_step && is_same_time && is_same_evidence && self.requests <= before.requests
+            }
+            Some(1) => is_same_step && self.requests >= before.requests,
+            _ => false,
+        }
+    }
 }
 
 fn progress(admin: &mut Admin) -> Result<Progress> {
@@ -153,7 +178,9 @@ fn progress(admin: &mut Admin) -> Result<Progress> {
     Ok(Progress {
         weight: rollout["weight_percent"].as_f64().context("no weight")?,
         tick: rollout["tick"].as_u64().context("no tick")?,
-        evaluated: rollout["elapsed_ms"].as_u64().context("no time")?,
+        evaluated_ms: rollout["elapsed_ms"].as_u64().context("no time")?,
+        evidence: rollout["evidence"].clone(),
+        requests: rollout["candidate"]["requests"].as_u64().context("no requests")?,
     })
 }
 

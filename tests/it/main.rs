@@ -12,6 +12,7 @@ mod faults;
 mod graph_bombs;
 mod guests;
 mod operating;
+mod policies;
 mod protocol;
 mod recovery;
 mod replay;

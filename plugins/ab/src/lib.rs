@@ -138,12 +138,12 @@ fn mix(mut value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mortise_plugin_sdk::testing::{Routed, two_versions};
 
     const KEYS: u64 = 100_000;
 
     fn router(config: &str) -> Ab {
-        let variant = |version, stable| Candidate { version, weight: 0, stable };
-        Ab::configure(&[variant(1, true), variant(2, false)], &Context::new(config)).unwrap().0
+        Routed::<Ab>::new(&two_versions(0), config).unwrap().router
     }
 
     fn treated(router: &Ab, key: u64) -> bool {

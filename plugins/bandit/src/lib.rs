@@ -150,11 +150,10 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mortise_plugin_sdk::testing::{Routed, two_versions};
 
     fn bandit() -> Bandit {
-        let variant = |version, stable| Candidate { version, weight: 0, stable };
-        let variants = [variant(1, true), variant(2, false)];
-        Bandit::configure(&variants, &Context::new("")).unwrap().0
+        Routed::<Bandit>::new(&two_versions(0), "").unwrap().router
     }
 
     fn share_of_second(bandit: &Bandit, from: u64) -> f64 {

@@ -228,60 +228,40 @@ impl Totals {
 mod tests {
     use super::*;
 
+    use mortise_plugin_sdk::testing::{Behaviour, Run, Script};
+
     const CONFIG: &str = r#"{"preview": "2s", "keep": "5s"}"#;
 
-    fn window(requests: u64, errors: u64, bucket: usize) -> Window {
-        let mut latency = vec![0; 90];
-        latency[bucket] = requests - errors;
-        Window { requests, errors, latency, metrics: Vec::new() }
+    fn good() -> Behaviour {
+        Behaviour { error_rate: 0.004, ..Behaviour::default() }
     }
 
-    /// Actions other than holding, with their times in seconds.
-    fn rollout(candidate: Window) -> Vec<(u64, Action)> {
-        let ctx = Context::new(CONFIG);
-        let plan = BlueGreen::begin(&ctx, None).unwrap();
-        assert_eq!(plan.weight, 0);
-        let (mut state, mut weight, mut actions) = (plan.state, 0, Vec::new());
-        for second in 1..=10 {
-            let traffic =
-                |window: &Window, has_it| if has_it { window.clone() } else { Window::default() };
-            let observed = Observation {
-                elapsed_ms: second * 1_000,
-                weight,
-                stable: traffic(&window(500, 2, 20), weight == 0),
-                candidate: traffic(&candidate, weight == WHOLE),
-                findings: Vec::new(),
-            };
-            let verdict = BlueGreen::evaluate(&ctx, &observed, &state).unwrap();
-            state = verdict.state;
-            if verdict.action != Action::Hold {
-                actions.push((second, verdict.action));
-            }
-            match verdict.action {
-                Action::SetWeight(next) => weight = next,
-                Action::Promote | Action::Rollback => break,
-                Action::Hold => {}
-            }
-        }
-        actions
+    fn rollout(candidate: Behaviour, requests_per_second: f64) -> Run {
+        let script = Script::new(good()).requests_per_second(requests_per_second);
+        script.candidate(move |_| candidate.clone()).run::<BlueGreen>(CONFIG)
     }
 
     #[test]
     fn a_good_version_takes_over_after_the_preview_and_stays() {
-        let actions = rollout(window(500, 2, 21));
-        assert_eq!(actions, [(2, Action::SetWeight(WHOLE)), (7, Action::Promote)]);
+        let run = rollout(Behaviour { latency_us: 350.0, ..good() }, 500.0);
+        assert_eq!(run.weights, [0, WHOLE]);
+        assert_eq!((run.end(), run.elapsed_ms), (Some(Action::Promote), 7_000), "{}", run.reason());
     }
 
     #[test]
     fn a_bad_one_is_taken_back_at_the_first_look() {
-        for bad in [window(500, 40, 20), window(500, 2, 27)] {
-            let actions = rollout(bad);
-            assert_eq!(actions, [(2, Action::SetWeight(WHOLE)), (3, Action::Rollback)]);
+        let failing = Behaviour { error_rate: 0.08, ..good() };
+        let slow = Behaviour { latency_us: 1_200.0, ..good() };
+        for bad in [failing, slow] {
+            let run = rollout(bad, 500.0);
+            assert_eq!(run.weights, [0, WHOLE]);
+            assert_eq!((run.end(), run.elapsed_ms), (Some(Action::Rollback), 3_000));
         }
     }
 
     #[test]
     fn without_traffic_nothing_is_promoted() {
-        assert_eq!(rollout(Window::default()), [(2, Action::SetWeight(WHOLE))]);
+        let run = rollout(good(), 0.0);
+        assert_eq!((run.end(), run.weights), (None, vec![0, WHOLE]));
     }
 }

@@ -1,123 +1,82 @@
 //! Rollouts with a scripted clock and scripted statistics.
 
 use super::*;
-use mortise_plugin_sdk::{Moments, Window};
+use mortise_plugin_sdk::testing::{Behaviour, Run, Script};
 
 const CONFIG: &str = r#"{"interval": "60s", "check": "10s", "min_samples": 20}"#;
 
-/// What one version does in ten seconds.
-#[derive(Clone, Copy)]
-struct Behaviour {
-    error_rate: f64,
-    latency_bucket: usize,
-    revenue: f64,
+fn good() -> Behaviour {
+    let metrics = vec![("revenue".to_owned(), 10.0)];
+    Behaviour { error_rate: 0.005, latency_us: 320.0, metrics }
 }
 
-const GOOD: Behaviour = Behaviour { error_rate: 0.005, latency_bucket: 20, revenue: 10.0 };
-
-/// Requests in a check, for both versions.
-const REQUESTS: f64 = 2_000.0;
-
-/// The same counts each time, with remainders carried over.
-#[derive(Default)]
-struct Script {
-    errors_due: [f64; 2],
-}
-
-impl Script {
-    fn window(&mut self, side: usize, share: f64, behaviour: Behaviour) -> Window {
-        let requests = (REQUESTS * share).round();
-        self.errors_due[side] += requests * behaviour.error_rate;
-        let errors = self.errors_due[side].floor();
-        self.errors_due[side] -= errors;
-        let mut latency = vec![0; 90];
-        let answered = (requests - errors).max(0.0) as u64;
-        latency[behaviour.latency_bucket] = answered / 2;
-        latency[behaviour.latency_bucket + 1] = answered - answered / 2;
-        // Half of the values one above, half one below the mean.
-        let (count, mean) = (requests as u64, behaviour.revenue);
-        let moments = Moments {
-            name: "revenue".to_owned(),
-            count,
-            sum: count as f64 * mean,
-            sum_of_squares: count as f64 * (mean * mean + 1.0),
-        };
-        Window { requests: requests as u64, errors: errors as u64, latency, metrics: vec![moments] }
-    }
-}
-
-/// Runs a rollout to its end, and returns it with the weights on the way and
-/// the number of evaluations.
-fn rollout(config: &str, candidate: Behaviour) -> (Verdict, Vec<u32>, usize) {
-    let ctx = Context::new(config);
-    let plan = Canary::begin(&ctx, None).unwrap();
-    let (mut weight, mut state) = (plan.weight, plan.state);
-    let mut weights = vec![weight];
-    let mut script = Script::default();
-    for check in 1..1_000 {
-        let share = f64::from(weight) / f64::from(config::WHOLE);
-        let observed = Observation {
-            elapsed_ms: check as u64 * plan.check_every_ms,
-            weight,
-            stable: script.window(0, 1.0 - share, GOOD),
-            candidate: script.window(1, share, candidate),
-            findings: Vec::new(),
-        };
-        let verdict = Canary::evaluate(&ctx, &observed, &state).unwrap();
-        state.clone_from(&verdict.state);
-        match verdict.action {
-            Action::Hold => {}
-            Action::SetWeight(next) => {
-                weight = next;
-                weights.push(next);
-            }
-            Action::Promote | Action::Rollback => return (verdict, weights, check),
-        }
-    }
-    panic!("the rollout did not end at {weights:?}");
+/// A rollout to its end, beside a good stable version.
+fn rollout(config: &str, candidate: Behaviour) -> Run {
+    let script = Script::new(good()).candidate(move |_| candidate.clone());
+    script.run::<Canary>(config)
 }
 
 #[test]
 fn an_equal_candidate_climbs_every_step_and_is_promoted() {
-    let (verdict, weights, checks) = rollout(CONFIG, GOOD);
-    assert_eq!(verdict.action, Action::Promote, "{}", verdict.reason);
-    assert_eq!(weights, [100, 500, 2_500, 5_000]);
-    assert_eq!(checks, 24, "four steps of six checks");
+    let run = rollout(CONFIG, good());
+    assert_eq!(run.end(), Some(Action::Promote), "{}", run.reason());
+    assert_eq!(run.weights, [100, 500, 2_500, 5_000]);
+    assert_eq!(run.checks, 24, "four steps of six checks");
 }
 
 #[test]
 fn a_candidate_that_fails_more_often_is_rolled_back() {
-    let (verdict, weights, _) = rollout(CONFIG, Behaviour { error_rate: 0.03, ..GOOD });
-    assert_eq!(verdict.action, Action::Rollback);
-    assert!(verdict.reason.starts_with("the candidate failed"), "{}", verdict.reason);
-    assert!(weights.len() <= 2, "it climbed to {weights:?}");
+    let run = rollout(CONFIG, Behaviour { error_rate: 0.03, ..good() });
+    assert_eq!(run.end(), Some(Action::Rollback));
+    assert!(run.reason().starts_with("the candidate failed"), "{}", run.reason());
+    assert!(run.weights.len() <= 2, "it climbed to {:?}", run.weights);
+}
+
+#[test]
+fn a_candidate_that_breaks_halfway_is_rolled_back_from_there() {
+    let breaks = |elapsed_ms| match elapsed_ms {
+        ..=150_000 => good(),
+        _ => Behaviour { error_rate: 0.2, ..good() },
+    };
+    let run = Script::new(good()).candidate(breaks).run::<Canary>(CONFIG);
+    assert_eq!(run.end(), Some(Action::Rollback), "{}", run.reason());
+    assert_eq!((run.weights.as_slice(), run.elapsed_ms), (&[100, 500, 2_500][..], 160_000));
+}
+
+#[test]
+fn a_bad_day_of_both_versions_is_no_fault_of_the_candidate() {
+    let day = |elapsed_ms| match elapsed_ms {
+        60_000..=120_000 => Behaviour { error_rate: 0.3, latency_us: 5_000.0, ..good() },
+        _ => good(),
+    };
+    let run = Script::new(good()).stable(day).candidate(day).run::<Canary>(CONFIG);
+    assert_eq!(run.end(), Some(Action::Promote), "{}", run.reason());
 }
 
 #[test]
 fn a_candidate_that_is_three_times_slower_is_rolled_back_at_the_first_step() {
-    // Four buckets are a factor of two.
-    let (verdict, weights, _) = rollout(CONFIG, Behaviour { latency_bucket: 26, ..GOOD });
-    assert_eq!(verdict.action, Action::Rollback);
-    assert!(verdict.reason.contains("at the median"), "{}", verdict.reason);
-    assert_eq!(weights, [100]);
+    let run = rollout(CONFIG, Behaviour { latency_us: 960.0, ..good() });
+    assert_eq!(run.end(), Some(Action::Rollback));
+    assert!(run.reason().contains("at the median"), "{}", run.reason());
+    assert_eq!(run.weights, [100]);
 }
 
 #[test]
 fn a_little_slower_is_tolerated() {
-    let (verdict, ..) = rollout(CONFIG, Behaviour { latency_bucket: 22, ..GOOD });
-    assert_eq!(verdict.action, Action::Promote, "{}", verdict.reason);
+    let run = rollout(CONFIG, Behaviour { latency_us: 450.0, ..good() });
+    assert_eq!(run.end(), Some(Action::Promote), "{}", run.reason());
 }
 
 #[test]
 fn a_metric_that_gets_worse_is_a_reason_only_when_it_is_named() {
-    let poorer = Behaviour { revenue: 9.8, ..GOOD };
+    let poorer = Behaviour { metrics: vec![("revenue".to_owned(), 9.8)], ..good() };
     let named = r#"{"check": "10s", "metrics": {"revenue": "higher"}}"#;
-    let (verdict, ..) = rollout(named, poorer);
-    assert_eq!(verdict.action, Action::Rollback);
-    assert!(verdict.reason.starts_with("revenue is 9.8"), "{}", verdict.reason);
+    let run = rollout(named, poorer.clone());
+    assert_eq!(run.end(), Some(Action::Rollback));
+    assert!(run.reason().starts_with("revenue is 9.8"), "{}", run.reason());
     let welcome = r#"{"check": "10s", "metrics": {"revenue": "lower"}}"#;
-    assert_eq!(rollout(welcome, poorer).0.action, Action::Promote);
-    assert_eq!(rollout(CONFIG, poorer).0.action, Action::Promote);
+    assert_eq!(rollout(welcome, poorer.clone()).end(), Some(Action::Promote));
+    assert_eq!(rollout(CONFIG, poorer).end(), Some(Action::Promote));
 }
 
 #[test]
@@ -132,17 +91,14 @@ fn without_traffic_it_waits() {
 
 #[test]
 fn a_critical_finding_rolls_back() {
-    let ctx = Context::new(CONFIG);
-    let plan = Canary::begin(&ctx, None).unwrap();
     let finding = mortise_plugin_sdk::Finding {
         monitor: "drift".to_owned(),
         severity: Severity::Critical,
         message: "labels are gone".to_owned(),
     };
-    let observed = Observation { findings: vec![finding], ..Observation::default() };
-    let verdict = Canary::evaluate(&ctx, &observed, &plan.state).unwrap();
-    assert_eq!(verdict.action, Action::Rollback);
-    assert_eq!(verdict.reason, "monitor drift: labels are gone");
+    let run = Script::new(good()).finding(25_000, finding).run::<Canary>(CONFIG);
+    assert_eq!((run.end(), run.elapsed_ms), (Some(Action::Rollback), 30_000));
+    assert_eq!(run.reason(), "monitor drift: labels are gone");
 }
 
 #[test]

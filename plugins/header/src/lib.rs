@@ -78,11 +78,7 @@ fn target(rule: &Rule, variants: &[Candidate]) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const VARIANTS: [Candidate; 2] = [
-        Candidate { version: 1, weight: 10_000, stable: true },
-        Candidate { version: 2, weight: 0, stable: false },
-    ];
+    use mortise_plugin_sdk::testing::{Routed, two_versions};
 
     #[test]
     fn the_first_rule_that_fits_decides() {
@@ -90,7 +86,8 @@ mod tests {
             {"when": "header:X-Old", "version": 1},
             {"when": "parameter:tenant", "equals": "a"}
         ]}"#;
-        let (router, probes) = Header::configure(&VARIANTS, &Context::new(config)).unwrap();
+        let Routed { router, probes, .. } =
+            Routed::<Header>::new(&two_versions(0), config).unwrap();
         assert_eq!(probes[0].place, Place::Header("x-old".to_owned()));
         assert_eq!(probes[1].literal.as_deref(), Some("a"));
         let routes = [0b00, 0b01, 0b10, 0b11].map(|matched| router.route(0, 0, matched).variant);
@@ -104,7 +101,7 @@ mod tests {
             (r#"{"rules": [{"when": "cookie:x"}]}"#, "cookie:x"),
             (r#"{"rules": [{"when": "header:x", "version": 9}]}"#, "[1, 2]"),
         ] {
-            let error = Header::configure(&VARIANTS, &Context::new(config)).err().unwrap();
+            let error = Routed::<Header>::new(&two_versions(0), config).err().unwrap();
             assert!(error.message().contains(want), "{error}");
         }
     }

@@ -82,18 +82,16 @@ fn mix(mut value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mortise_plugin_sdk::testing::{Routed, two_versions};
 
     const KEYS: u64 = 1_000_000;
 
-    fn router(weight: u32, salt: &str) -> Weighted {
-        let stable = Candidate { version: 7, weight: Candidate::WHOLE - weight, stable: true };
-        let candidate = Candidate { version: 8, weight, stable: false };
-        let config = format!("{{\"salt\": {salt:?}}}");
-        Weighted::configure(&[stable, candidate], &Context::new(config)).unwrap().0
+    fn router(weight: u32, salt: &str) -> Routed<Weighted> {
+        Routed::new(&two_versions(weight), &format!("{{\"salt\": {salt:?}}}")).unwrap()
     }
 
-    fn is_candidate(router: &Weighted, key: u64) -> bool {
-        router.route(mix(key), 0, 0).variant == 1
+    fn is_candidate(router: &Routed<Weighted>, key: u64) -> bool {
+        router.router.route(mix(key), 0, 0).variant == 1
     }
 
     #[test]
@@ -120,6 +118,14 @@ mod tests {
         let both = (0..100_000).filter(|&key| is_candidate(&one, key) && is_candidate(&other, key));
         let both = both.count() as f64;
         assert!((both - 25_000.0).abs() < 3.29 * (100_000.0f64 * 0.25 * 0.75).sqrt(), "{both}");
+    }
+
+    #[test]
+    fn a_user_stays_and_nobody_is_assigned_each_time() {
+        let router = router(5_000, "");
+        assert!((0..20).all(|_| router.of_user("ann") == router.of_user("ann")));
+        let on_candidate = (0..1_000).filter(|_| router.of_nobody().variant == 1).count();
+        assert!((400..600).contains(&on_candidate), "{on_candidate}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use request::{
 };
 pub use rollout::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
-    RolloutStatus, VariantTotals,
+    RolloutStatus, SampledKeys, VariantTotals,
 };
 pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};
 pub use status::{

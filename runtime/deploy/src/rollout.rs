@@ -7,6 +7,7 @@
 
 mod active;
 mod engine;
+mod hook_line;
 mod info;
 mod lineup;
 mod restore;
@@ -16,7 +17,7 @@ pub(crate) use active::Active;
 pub(crate) use engine::start_ticker;
 pub use info::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
-    RolloutStatus, VariantTotals,
+    RolloutStatus, SampledKeys, VariantTotals,
 };
 pub(crate) use info::{Phase, Plan, StoredRollout};
 pub(crate) use start::Prepared;

@@ -10,6 +10,7 @@ mod endpoint;
 mod ensemble;
 mod fair;
 mod infer;
+mod key_sample;
 mod lineup;
 mod options;
 mod pool;

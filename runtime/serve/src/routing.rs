@@ -1,3 +1,4 @@
+use crate::key_sample::KeySample;
 use mortise_host::{Place, Probe, RouteChoice, RouterPlugin, RouterStats};
 use mortise_types::{DType, Error, Result, Tensor};
 use std::borrow::Cow;
@@ -46,6 +47,7 @@ pub struct Routing {
     keyless: AtomicU64,
     /// Requests that the router could not decide about.
     undecided: AtomicU64,
+    sample: KeySample,
 }
 
 /// Where the sticky key of a request is: requests with one key get one answer.
@@ -91,7 +93,8 @@ impl KeySource {
 
 impl Routing {
     pub fn new(router: Box<dyn Router>, key: Option<KeySource>) -> Self {
-        Self { router, key, keyless: AtomicU64::new(0), undecided: AtomicU64::new(0) }
+        let (keyless, undecided) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { router, key, keyless, undecided, sample: KeySample::default() }
     }
 
     /// Requests without a sticky key.
@@ -102,6 +105,12 @@ impl Routing {
     /// Requests that went to the stable variant because the router failed.
     pub fn undecided(&self) -> u64 {
         self.undecided.load(Ordering::Relaxed)
+    }
+
+    /// Users of a variant in a sample of all users; without sticky keys every
+    /// request counts as a user.
+    pub fn sampled_keys(&self, variant: usize) -> u64 {
+        self.sample.count(variant)
     }
 
     pub fn stats(&self) -> RouterStats {
@@ -120,9 +129,11 @@ impl Routing {
             self.keyless.fetch_add(1, Ordering::Relaxed);
         }
         let matched = self.matched(facts);
-        let choice = self.router.route(key.unwrap_or(mix(seed)), seed, matched);
-        if choice.is_none() {
-            self.undecided.fetch_add(1, Ordering::Relaxed);
+        let key = key.unwrap_or(mix(seed));
+        let choice = self.router.route(key, seed, matched);
+        match &choice {
+            Some(choice) => self.sample.note(mix(key ^ SAMPLE_SEED), choice.variant),
+            None => drop(self.undecided.fetch_add(1, Ordering::Relaxed)),
         }
         choice
     }
@@ -164,6 +175,9 @@ pub fn hash_key(bytes: &[u8]) -> u64 {
     mix(fnv)
 }
 
+/// Makes of a key's hash one that no router decides by.
+const SAMPLE_SEED: u64 = 0x7361_6d70_6c65_6421;
+
 /// The finaliser of splitmix64.
 fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -182,4 +196,15 @@ fn random() -> u64 {
         counter.set(next);
         mix(next)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hash_key;
+
+    /// Plugins are tested with the same number in `plugin-sdk/src/testing.rs`.
+    #[test]
+    fn the_hash_of_a_key_never_changes() {
+        assert_eq!(hash_key(b"user-1"), 0xc499_b5f8_a721_df58);
+    }
 }

@@ -5,7 +5,7 @@ use mortise_types::{Error, Result};
 use std::time::Duration;
 use ureq::Agent;
 
-/// How long a service may take to answer. Rollouts wait for it.
+/// How long a service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Posts events as JSON. Any status of success is consent.
@@ -19,7 +19,7 @@ impl WebHooks {
 }
 
 impl Hooks for WebHooks {
-    fn call(&self, url: &str, event: &HookEvent<'_>) -> Result<()> {
+    fn call(&self, url: &str, event: &HookEvent) -> Result<()> {
         match self.0.post(url).send_json(event) {
             Ok(_) => Ok(()),
             Err(ureq::Error::StatusCode(status)) => {

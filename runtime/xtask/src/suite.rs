@@ -16,10 +16,32 @@ struct Effort {
     kills: u32,
     swaps: u32,
     stall_rounds: u32,
+    /// Simulated rollouts of a healthy twin at each base error rate.
+    simulations: u32,
+    rollout_kills: u32,
+    /// Interleaved pairs of servers with and without routers and shadows.
+    policy_pairs: u32,
 }
 
-const QUICK: Effort = Effort { fuzz_seconds: 20, kills: 20, swaps: 100, stall_rounds: 1 };
-const SOAK: Effort = Effort { fuzz_seconds: 600, kills: 200, swaps: 1_000, stall_rounds: 5 };
+const QUICK: Effort = Effort {
+    fuzz_seconds: 20,
+    kills: 20,
+    swaps: 100,
+    stall_rounds: 1,
+    simulations: 20,
+    rollout_kills: 5,
+    policy_pairs: 1,
+};
+
+const SOAK: Effort = Effort {
+    fuzz_seconds: 600,
+    kills: 200,
+    swaps: 1_000,
+    stall_rounds: 5,
+    simulations: 500,
+    rollout_kills: 50,
+    policy_pairs: 7,
+};
 
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
@@ -74,6 +96,8 @@ const TEST: &[Step] = &[
     step("fuzz", fuzz),
     step("crash", crash),
     step("swap", swap),
+    step("policies", policies),
+    step("rollouts", rollouts),
 ];
 
 /// The open-ended tests at full length; `test` has passed before.
@@ -84,6 +108,8 @@ const LONG: &[Step] = &[
     step("fuzz", fuzz),
     step("crash", crash),
     step("swap", swap),
+    step("policies", policies),
+    step("rollouts", rollouts),
 ];
 
 pub(crate) fn test(workspace: &Workspace, only: Option<&str>) -> Result<()> {
@@ -223,6 +249,37 @@ fn swap(plan: &Plan) -> Result<Counts> {
     let args = ["--swaps", &swaps, "--rounds", &rounds];
     let result = bench::measure(plan.workspace, bench::Bench::Swap, &args)?;
     expect_zero(&result, &["failed", "mixed_versions"])
+}
+
+/// Times are not checked here: this machine is shared. `bench policies` fails
+/// by itself when a request fails or a copy differs.
+fn policies(plan: &Plan) -> Result<Counts> {
+    let pairs = plan.effort.policy_pairs.to_string();
+    let result = bench::measure(plan.workspace, bench::Bench::Policies, &["--pairs", &pairs])?;
+    let keys = ["sticky_left", "sticky_shares_outside", "layers_dependent", "layer_shared"];
+    expect_zero(&result, &keys)
+}
+
+fn rollouts(plan: &Plan) -> Result<Counts> {
+    let simulations = plan.effort.simulations.to_string();
+    let kills = plan.effort.rollout_kills.to_string();
+    let args = ["--simulations", &simulations, "--kills", &kills];
+    let result = bench::measure(plan.workspace, bench::Bench::Rollouts, &args)?;
+    let mut counts = expect_zero(&result, &["failed_by_the_machinery"])?;
+    let number = |key: &str| result[key].as_u64().unwrap_or(u64::MAX);
+    let false_share = number("aa_false_rollbacks") as f64 / number("aa_rollouts") as f64;
+    counts.add(expect("promoted", number("promoted") == 1));
+    counts.add(expect("rolled_back", number("rolled_back") == 2));
+    counts.add(expect("aa_false_rollbacks", false_share <= 0.05));
+    counts.add(expect("resumed", number("resumed") == number("kills")));
+    Ok(counts)
+}
+
+fn expect(what: &str, is_right: bool) -> Counts {
+    if !is_right {
+        eprintln!("{what} is not as it must be");
+    }
+    Counts { passed: usize::from(is_right), failed: usize::from(!is_right) }
 }
 
 /// Each key is one check: the number behind it is 0.

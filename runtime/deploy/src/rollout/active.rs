@@ -1,4 +1,6 @@
-use super::info::{RolloutStatus, StoredRollout};
+use super::hook_line::HookLine;
+use super::info::{RolloutStatus, SampledKeys, StoredRollout};
+use super::lineup::{CANDIDATE_INDEX, STABLE_INDEX};
 use crate::memory::Reservation;
 use mortise_host::{RouterPlugin, StrategyPlugin};
 use mortise_serve::{Lineup, Variant, VariantStatsSnapshot};
@@ -20,6 +22,10 @@ pub(crate) struct Active {
     /// When elapsed time was last added up.
     pub(crate) counted_at: Instant,
     pub(crate) next_tick: Instant,
+    /// To the service that is told about steps.
+    pub(crate) hook: Option<HookLine>,
+    /// The router's failure that operators were told about.
+    pub(crate) alerted: Option<String>,
 }
 
 /// Both variants' counts at one time.
@@ -41,6 +47,10 @@ impl Active {
         status.stable.add(&self.seen.stable, &now.stable);
         status.candidate.add(&self.seen.candidate, &now.candidate);
         if let Some(routing) = lineup.and_then(Lineup::routing) {
+            status.sampled_keys = SampledKeys {
+                stable: routing.sampled_keys(STABLE_INDEX),
+                candidate: routing.sampled_keys(CANDIDATE_INDEX),
+            };
             status.keyless_requests = routing.keyless();
             status.undecided_requests = routing.undecided();
             status.router_failure = routing.stats().last_failure;

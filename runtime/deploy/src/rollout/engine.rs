@@ -25,6 +25,9 @@ const MAX_REPORTS: usize = 10_000;
 /// Who the audit log names for what a strategy decides.
 const STRATEGY: &str = "rollout strategy";
 
+/// And for what a router does.
+const ROUTER: &str = "rollout router";
+
 /// Evaluates rollouts when they are due, until the deployer is gone.
 ///
 /// # Errors
@@ -189,10 +192,14 @@ impl Deployer {
         for shared in actives {
             let mut active = shared.lock();
             let now = Instant::now();
-            if active.row.phase != Phase::Running || now < active.next_tick {
+            if now < active.next_tick {
                 continue;
             }
             active.next_tick = now + Duration::from_millis(active.row.plan.check_every_ms);
+            self.watch_router(&mut active);
+            if active.row.phase != Phase::Running {
+                continue;
+            }
             if let Err(error) = self.tick(&mut active, now) {
                 self.tick_failed(&mut active, &error);
             }
@@ -220,10 +227,41 @@ impl Deployer {
         let Some(strategy) = &active.strategy else { return Ok(()) };
         let verdict = strategy.evaluate(&observed, &active.row.state)?;
         let row = evaluated(active, &seen, elapsed_ms, &verdict);
+        if !self.agreed(active, &row, &verdict) {
+            return Ok(());
+        }
         self.act(active, row, &verdict)?;
         active.seen = seen;
         active.counted_at = now;
         Ok(())
+    }
+
+    /// Whether the hook, if it is to be asked, agrees to what was decided. The
+    /// question and the answer are ticks apart; until then nothing changes, and
+    /// the strategy decides anew each time.
+    fn agreed(&self, active: &mut Active, row: &StoredRollout, verdict: &Verdict) -> bool {
+        let (action, next) = match verdict.action {
+            Action::SetWeight(weight) if weight != row.weight => ("set_weight", weight),
+            Action::Promote => ("promote", Variant::WHOLE),
+            // Nobody is asked before harm is stopped.
+            Action::Hold | Action::SetWeight(_) | Action::Rollback => return true,
+        };
+        let Some(hook) = &mut active.hook else { return true };
+        let event = hook_event(row, "before_step", action, (row.weight, next), &verdict.reason);
+        match hook.agrees(action, event) {
+            Ok(true) => true,
+            Ok(false) => {
+                let waits = format!("the hook is asked about {action}: {}", verdict.reason);
+                active.row.progress.reason = waits;
+                false
+            }
+            Err(error) => {
+                let url = row.plan.hook.as_ref().map_or("", |hook| &hook.url);
+                let message = format!("the hook {url} does not agree to {action}: {error}");
+                self.note_failure(active, &message);
+                false
+            }
+        }
     }
 
     fn act(&self, active: &mut Active, row: StoredRollout, verdict: &Verdict) -> Result<()> {
@@ -240,15 +278,10 @@ impl Deployer {
                 Ok(())
             }
             Action::SetWeight(weight) => {
-                self.confirmed(&row, "set_weight", weight, reason)?;
                 let next = StoredRollout { weight, ..row };
                 self.move_weight(active, next, reason, STRATEGY)
             }
-            Action::Promote => {
-                self.confirmed(&row, "promote", Variant::WHOLE, reason)?;
-                self.end(active, row, Phase::Promoted, reason, STRATEGY)
-            }
-            // Nobody is asked before harm is stopped.
+            Action::Promote => self.end(active, row, Phase::Promoted, reason, STRATEGY),
             Action::Rollback => self.end(active, row, Phase::RolledBack, reason, STRATEGY),
         }
     }
@@ -277,7 +310,7 @@ impl Deployer {
         self.ctx.registry.publish_lineup(&row.endpoint, lineup);
         let before = std::mem::replace(&mut active.row, row);
         active.router = router;
-        self.tell(&active.row, "set_weight", before.weight, reason);
+        tell(active, "after_step", "set_weight", before.weight, reason);
         Ok(())
     }
 
@@ -324,8 +357,8 @@ impl Deployer {
             self.retirement.retire(&name, drain, reservation);
         }
         let action = if is_promotion { "promote" } else { "rollback" };
-        self.tell(&row, action, before, reason);
         active.row = row;
+        tell(active, "after_step", action, before, reason);
         self.rollouts.lock().remove(&name);
         Ok(())
     }
@@ -340,15 +373,48 @@ impl Deployer {
 
     fn tick_failed(&self, active: &mut Active, error: &Error) {
         let message = error.message().to_string();
-        if active.row.progress.error.as_ref() == Some(&message) {
-            return;
+        if self.note_failure(active, &message) {
+            tell(active, "alert", "strategy_failed", active.row.weight, &message);
+        }
+    }
+
+    /// Stores why a rollout does not go on. Whether that is news.
+    fn note_failure(&self, active: &mut Active, message: &str) -> bool {
+        if active.row.progress.error.as_deref() == Some(message) {
+            return false;
         }
         let endpoint = &active.row.endpoint;
-        tracing::error!(endpoint, %error, "a rollout could not be evaluated; traffic stays");
-        active.row.progress.error = Some(message.clone());
-        let mut audit = audit(&active.row, STRATEGY, "rollout_step", message);
+        tracing::error!(endpoint, message, "a rollout could not be evaluated; traffic stays");
+        active.row.progress.error = Some(message.to_string());
+        self.record_rollout_failure(active, STRATEGY, "rollout_step", message);
+        true
+    }
+
+    /// Tells operators, once, that the router fails and the stable version
+    /// answers in its place.
+    fn watch_router(&self, active: &mut Active) {
+        let failure = active.router.stats().last_failure;
+        let Some(failure) = failure.filter(|it| active.alerted.as_ref() != Some(it)) else {
+            return;
+        };
+        let endpoint = &active.row.endpoint;
+        tracing::error!(endpoint, failure, "a router fails; the stable version answers");
+        self.record_rollout_failure(active, ROUTER, "rollout_router", &failure);
+        tell(active, "alert", "router_failed", active.row.weight, &failure);
+        active.alerted = Some(failure);
+    }
+
+    fn record_rollout_failure(
+        &self,
+        active: &Active,
+        who: &str,
+        action: &'static str,
+        message: &str,
+    ) {
+        let mut audit = audit(&active.row, who, action, message.to_string());
         audit.ok = false;
         if let Err(error) = self.ctx.store.save_rollout(&active.row, Some(&audit)) {
+            let endpoint = &active.row.endpoint;
             tracing::error!(endpoint, %error, "the state of a rollout could not be stored");
         }
     }
@@ -400,28 +466,12 @@ impl Deployer {
     fn active_or_error(&self, name: &str) -> Result<Arc<Mutex<Active>>> {
         self.active(name).ok_or_else(|| no_rollout(name))
     }
+}
 
-    /// Asks the hook for its consent, if it is to be asked.
-    fn confirmed(&self, row: &StoredRollout, action: &str, next: u32, reason: &str) -> Result<()> {
-        match &row.plan.hook {
-            Some(hook) if hook.confirm => {
-                let event = hook_event(row, "before_step", action, (row.weight, next), reason);
-                self.hooks.call(&hook.url, &event).map_err(|error| {
-                    error.context(format!("the hook {} does not agree to {action}", hook.url))
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Tells the hook what happened; a hook that fails changes nothing.
-    fn tell(&self, row: &StoredRollout, action: &str, before: u32, reason: &str) {
-        let Some(hook) = &row.plan.hook else { return };
-        let event = hook_event(row, "after_step", action, (before, row.weight), reason);
-        if let Err(error) = self.hooks.call(&hook.url, &event) {
-            tracing::warn!(endpoint = row.endpoint, %error, "a rollout's hook failed");
-        }
-    }
+/// Tells the hook, if there is one, what happened.
+fn tell(active: &Active, event: &'static str, action: &'static str, before: u32, reason: &str) {
+    let Some(hook) = &active.hook else { return };
+    hook.tell(hook_event(&active.row, event, action, (before, active.row.weight), reason));
 }
 
 /// The row after an evaluation, before its action.
@@ -458,21 +508,21 @@ fn explained(row: &StoredRollout, reason: &str) -> String {
     }
 }
 
-fn hook_event<'a>(
-    row: &'a StoredRollout,
-    event: &'a str,
-    action: &'a str,
+fn hook_event(
+    row: &StoredRollout,
+    event: &'static str,
+    action: &'static str,
     (weight, next): (u32, u32),
-    reason: &'a str,
-) -> HookEvent<'a> {
+    reason: &str,
+) -> HookEvent {
     HookEvent {
         event,
-        endpoint: &row.endpoint,
+        endpoint: row.endpoint.clone(),
         action,
         candidate_version: row.candidate_version,
         weight_percent: percent(weight),
         next_weight_percent: percent(next),
-        reason,
+        reason: reason.to_string(),
     }
 }
 

@@ -70,31 +70,32 @@ pub trait Hooks: Send + Sync {
     ///
     /// # Errors
     /// When it cannot be reached, or does not agree.
-    fn call(&self, url: &str, event: &HookEvent<'_>) -> Result<()>;
+    fn call(&self, url: &str, event: &HookEvent) -> Result<()>;
 }
 
 /// For tests and servers without hooks.
 pub struct NoHooks;
 
 impl Hooks for NoHooks {
-    fn call(&self, url: &str, _event: &HookEvent<'_>) -> Result<()> {
+    fn call(&self, url: &str, _event: &HookEvent) -> Result<()> {
         Err(mortise_types::Error::unsupported(format!("there is nothing to call {url} with")))
     }
 }
 
 /// What a hook is told: as JSON in the body of a POST.
-#[derive(Clone, Debug, Serialize)]
-pub struct HookEvent<'a> {
-    /// `before_step` or `after_step`.
-    pub event: &'a str,
-    pub endpoint: &'a str,
-    /// `set_weight`, `promote` or `rollback`.
-    pub action: &'a str,
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct HookEvent {
+    /// `before_step`, `after_step`, or `alert` when a policy fails.
+    pub event: &'static str,
+    pub endpoint: String,
+    /// `set_weight`, `promote` or `rollback`; of an alert `router_failed` or
+    /// `strategy_failed`.
+    pub action: &'static str,
     pub candidate_version: u64,
     /// Of the candidate, before and after the step.
     pub weight_percent: f64,
     pub next_weight_percent: f64,
-    pub reason: &'a str,
+    pub reason: String,
 }
 
 /// A rollout as it is stored.
@@ -208,11 +209,20 @@ pub struct RolloutStatus {
     pub evidence: Vec<EvidenceInfo>,
     pub stable: VariantTotals,
     pub candidate: VariantTotals,
-    /// Since the last change of weights: requests without a sticky key, and
-    /// such as the router failed to decide about.
+    /// Since the last change of weights, as the two counts after it.
+    pub sampled_keys: SampledKeys,
+    /// Requests without a sticky key, and such as the router failed to decide
+    /// about.
     pub keyless_requests: u64,
     pub undecided_requests: u64,
     pub router_failure: Option<String>,
+}
+
+/// How many users of an even sample of all users each version has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SampledKeys {
+    pub stable: u64,
+    pub candidate: u64,
 }
 
 impl From<&StoredRollout> for RolloutStatus {
@@ -241,6 +251,7 @@ impl From<&StoredRollout> for RolloutStatus {
             evidence: progress.evidence,
             stable: progress.stable,
             candidate: progress.candidate,
+            sampled_keys: SampledKeys::default(),
             keyless_requests: 0,
             undecided_requests: 0,
             router_failure: None,

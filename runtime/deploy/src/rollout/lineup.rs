@@ -10,6 +10,10 @@ use mortise_types::{Error, Result};
 use serde_json::Value;
 use std::sync::Arc;
 
+/// Of the versions in a rollout's lineup.
+pub(crate) const STABLE_INDEX: usize = 0;
+pub(crate) const CANDIDATE_INDEX: usize = 1;
+
 /// The two versions of a rollout and the candidate's weight.
 pub(crate) struct Split<'a> {
     pub(crate) endpoint: &'a str,
@@ -77,6 +81,6 @@ impl Split<'_> {
             with_weight(self.stable, Variant::WHOLE - self.weight),
             with_weight(self.candidate, self.weight),
         ];
-        Lineup::new(variants, 0, Some(Routing::new(Box::new(router), key)))
+        Lineup::new(variants, STABLE_INDEX, Some(Routing::new(Box::new(router), key)))
     }
 }

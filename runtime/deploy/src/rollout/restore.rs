@@ -69,6 +69,8 @@ impl Deployer {
             seen: Seen::default(),
             counted_at: now,
             next_tick: now + Duration::from_millis(row.plan.check_every_ms),
+            hook: self.hook_line(&row.plan)?,
+            alerted: None,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! How a rollout begins: with a deployment that does not go live.
 
 use super::active::{Active, Seen};
+use super::hook_line::HookLine;
 use super::info::{Phase, Plan, Progress, StoredRollout, percent};
 use super::lineup::Split;
 use crate::deployer::Deployer;
@@ -54,6 +55,11 @@ impl Prepared {
 }
 
 impl Deployer {
+    /// The line to the hook of a rollout, if it has one.
+    pub(crate) fn hook_line(&self, plan: &Plan) -> Result<Option<HookLine>> {
+        plan.hook.as_ref().map(|hook| HookLine::new(self.hooks.clone(), hook)).transpose()
+    }
+
     /// Stores the new version beside the live one, and gives it its first
     /// share of the traffic.
     pub(crate) fn commit_rollout(
@@ -65,6 +71,7 @@ impl Deployer {
         let mut blobs = files(&subject.version);
         blobs.push(prepared.plan.strategy.plugin_digest.clone());
         blobs.push(prepared.plan.router.plugin_digest.clone());
+        let hook = self.hook_line(&prepared.plan)?;
         let mut row = new_row(&warmed, &prepared);
         let audit = AuditRecord {
             who: row.who.clone(),
@@ -113,6 +120,8 @@ impl Deployer {
             reservation: Some(warmed.built.reservation),
             seen: Seen::default(),
             counted_at: now,
+            hook,
+            alerted: None,
         };
         self.publish_split(&active)?;
         self.rollouts.lock().insert(deployed.name.clone(), Arc::new(Mutex::new(active)));

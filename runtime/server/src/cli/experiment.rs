@@ -33,6 +33,8 @@ struct Side {
     version: u64,
     requests: f64,
     errors: f64,
+    /// Users in the server's sample since weights last changed.
+    sampled: f64,
 }
 
 impl Side {
@@ -42,6 +44,7 @@ impl Side {
             version: rollout[format!("{name}_version")].as_u64().unwrap_or(0),
             requests: number("requests"),
             errors: number("errors"),
+            sampled: rollout["sampled_keys"][name].as_f64().unwrap_or(0.0),
         }
     }
 }
@@ -66,14 +69,24 @@ fn report(rollout: &Value) -> Result<Value> {
     let mut report = json!({
         "endpoint": rollout["endpoint"],
         "router": rollout["router"]["plugin"],
-        "control": {"version": stable.version, "requests": stable.requests},
-        "treatment": {"version": candidate.version, "requests": candidate.requests},
+        "control": {
+            "version": stable.version, "requests": stable.requests, "sampled_users": stable.sampled,
+        },
+        "treatment": {
+            "version": candidate.version, "requests": candidate.requests,
+            "sampled_users": candidate.sampled,
+        },
         "metrics": metrics,
         "expected_share": expected,
-        "share": candidate.requests / total,
+        "request_share": candidate.requests / total,
     });
+    let users = stable.sampled + candidate.sampled;
+    if users == 0.0 {
+        return Ok(report);
+    }
+    report["user_share"] = (candidate.sampled / users).into();
     if let Some(share) = expected.filter(|share| *share > 0.0 && *share < 1.0) {
-        let p = mismatch(candidate.requests, total, share);
+        let p = mismatch(candidate.sampled, users, share);
         report["sample_ratio_p"] = p.into();
         report["sample_ratio_mismatch"] = (p < MISMATCH).into();
     }
@@ -151,7 +164,8 @@ fn compare(name: &str, control: &Sample, treatment: &Sample) -> Value {
     value
 }
 
-/// How likely a share at least so far from the expected one is by chance: the
+/// Of users, not of requests, since those of one user are no independent draws:
+/// how likely a share at least so far from the expected one is by chance: the
 /// chi-square test with one degree of freedom.
 fn mismatch(count: f64, total: f64, share: f64) -> f64 {
     let expected = total * share;
@@ -197,16 +211,20 @@ fn text(report: &Value) -> String {
             number(&metric["control"]["mean"])
         ));
     }
-    let share = number(&report["share"]) * 100.0;
+    let share = number(&report["request_share"]) * 100.0;
     match report["sample_ratio_p"].as_f64() {
-        None => lines.push(format!("  share {share:.2} %; what it should be is not known")),
+        None => lines
+            .push(format!("  share of requests {share:.2} %; whether it is right is not known")),
         Some(p) => {
             let verdict = match report["sample_ratio_mismatch"] == true {
                 true => "SAMPLE RATIO MISMATCH: do not trust the comparison",
                 false => "as it should be",
             };
             let expected = number(&report["expected_share"]) * 100.0;
-            lines.push(format!("  share {share:.2} % of {expected:.2} %, p = {p:.4}: {verdict}"));
+            let share = number(&report["user_share"]) * 100.0;
+            lines.push(format!(
+                "  share of users {share:.2} %, expected {expected:.2} %, p = {p:.4}: {verdict}"
+            ));
         }
     }
     lines.join("\n") + "\n"
@@ -216,20 +234,21 @@ fn text(report: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn rollout(treated: u64) -> Value {
+    fn rollout(treated_users: u64) -> Value {
         json!({
             "endpoint": "m", "stable_version": 1, "candidate_version": 2, "weight_percent": 0.0,
             "router": {"plugin": "ab", "config": {"experiment": "e"}},
             "stable": {"requests": 10_000, "errors": 100, "metrics": {
                 "revenue": {"count": 10_000, "sum": 100_000.0, "sum_of_squares": 1_010_000.0}}},
-            "candidate": {"requests": treated, "errors": 100, "metrics": {
+            "sampled_keys": {"stable": 2_000, "candidate": treated_users},
+            "candidate": {"requests": 10_000, "errors": 100, "metrics": {
                 "revenue": {"count": 10_000, "sum": 110_000.0, "sum_of_squares": 1_220_000.0}}},
         })
     }
 
     #[test]
     fn lift_interval_and_sample_ratio_are_told() {
-        let report = report(&rollout(10_050)).unwrap();
+        let report = report(&rollout(2_050)).unwrap();
         let revenue = &report["metrics"][1];
         assert!((revenue["lift"].as_f64().unwrap() - 0.1).abs() < 1e-12);
         let interval = &revenue["lift_interval"];
@@ -242,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_is_shouted() {
-        let report = report(&rollout(12_000)).unwrap();
+        let report = report(&rollout(2_400)).unwrap();
         assert_eq!(report["sample_ratio_mismatch"], true);
         assert!(text(&report).contains("MISMATCH"));
     }

@@ -8,7 +8,7 @@ use super::show::print_json;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 /// How often the live view is drawn.
@@ -68,23 +68,38 @@ fn status(args: &RolloutStatusArgs) -> Result<()> {
     let mut drawn_lines = 0;
     loop {
         let answer = client.get(&path)?;
+        let is_active = matches!(answer["phase"].as_str(), Some("running" | "paused"));
         if args.admin.json {
             print_json(&answer)?;
         } else {
-            if drawn_lines > 0 && std::io::stdout().is_terminal() {
-                // Up to the first line of the last picture, and clear from there.
-                print!("\x1b[{drawn_lines}A\x1b[J");
-            }
             let text = view(&answer);
+            match args.watch && is_active && std::io::stdout().is_terminal() {
+                true => redraw(&text, drawn_lines)?,
+                false => print!("{}{text}", back(drawn_lines)),
+            }
             drawn_lines = text.lines().count();
-            print!("{text}");
         }
-        let is_active = matches!(answer["phase"].as_str(), Some("running" | "paused"));
         if !args.watch || !is_active {
             return end(&answer, args.watch);
         }
         std::thread::sleep(REDRAW_EVERY);
     }
+}
+
+/// Up to the first line of the last picture, and clear from there.
+fn back(drawn_lines: usize) -> String {
+    match drawn_lines > 0 && std::io::stdout().is_terminal() {
+        true => format!("\x1b[{drawn_lines}A\x1b[J"),
+        false => String::new(),
+    }
+}
+
+/// Draws over the last picture. Lines are cut at the edge of the terminal, not
+/// wrapped: wrapped ones would take more rows than are counted.
+fn redraw(text: &str, drawn_lines: usize) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}\x1b[?7l{text}\x1b[?7h", back(drawn_lines))?;
+    Ok(out.flush()?)
 }
 
 /// A watched rollout that did not end in a promotion is a failure, for scripts.
@@ -139,6 +154,11 @@ fn view(rollout: &Value) -> String {
         if let Some(error) = rollout[variant]["last_error"].as_str() {
             let _ = writeln!(out, "  newest failure of {variant}: {error}");
         }
+    }
+    let keyless = number(&rollout["keyless_requests"]);
+    if keyless > 0.0 {
+        let key = text(&rollout["key"]);
+        let _ = writeln!(out, "  {keyless} requests without {key}, each assigned on its own");
     }
     if let Some(failure) = rollout["router_failure"].as_str() {
         let count = &rollout["undecided_requests"];
@@ -212,12 +232,18 @@ mod tests {
                 "requests": 10, "errors": 5, "latency": [], "last_error": "it broke",
             },
             "evidence": [{"test": "errors", "odds": 40.0, "limit": 40.0}],
-            "reason": "it fails", "error": null,
+            "reason": "it fails", "error": null, "key": "header:user", "keyless_requests": 7,
         });
         let text = view(&rollout);
-        for want in
-            ["rolled back with canary", "5 %", "50.00 %", "80 µs", "why: it fails", "it broke"]
-        {
+        for want in [
+            "rolled back with canary",
+            "5 %",
+            "50.00 %",
+            "80 µs",
+            "why: it fails",
+            "it broke",
+            "7 requests without header:user",
+        ] {
             assert!(text.contains(want), "{want} is not in\n{text}");
         }
     }
