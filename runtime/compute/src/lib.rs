@@ -44,7 +44,7 @@ pub struct DeviceCounters {
     pub losses: u64,
     /// Runs that the CPU did instead.
     pub fallback_runs: u64,
-    /// Runs that failed because its memory was full.
+    /// Runs and deployments that failed because its memory was full.
     pub out_of_memory: u64,
 }
 

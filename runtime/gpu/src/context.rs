@@ -42,6 +42,18 @@ pub(crate) struct Context {
     modules: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
     health: Arc<Health>,
     poller: SyncSender<wgpu::SubmissionIndex>,
+    #[cfg(test)]
+    pub(crate) probe: Probe,
+}
+
+/// What tests see of an opened device, and do to it.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Probe {
+    /// Kernels looked up, bind groups and buffers made.
+    pub(crate) lookups: std::sync::atomic::AtomicU64,
+    /// Whether buffers find no memory from here on.
+    pub(crate) is_full: AtomicBool,
 }
 
 struct Layout {
@@ -96,6 +108,8 @@ impl Context {
             limits,
             health,
             poller,
+            #[cfg(test)]
+            probe: Probe::default(),
         })
     }
 
@@ -118,6 +132,8 @@ impl Context {
     /// # Errors
     /// `Internal` when the driver refuses the shader.
     pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
+        #[cfg(test)]
+        self.probe.lookups.fetch_add(1, Ordering::Relaxed);
         let mut known = self.modules.lock();
         if let Some(pipeline) = known.get(kernel) {
             return Ok(pipeline.clone());
@@ -158,6 +174,8 @@ impl Context {
     }
 
     pub(crate) fn bind(&self, buffers: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
+        #[cfg(test)]
+        self.probe.lookups.fetch_add(1, Ordering::Relaxed);
         let numbered = buffers.iter().zip(0..);
         let entries: Vec<_> = numbered
             .map(|(buffer, binding)| wgpu::BindGroupEntry {
@@ -186,6 +204,16 @@ impl Context {
             let message = format!("{label} of {bytes} bytes exceeds the GPU's {limit} a buffer");
             return Err(Error::limit(message));
         }
+        let full = |reason: &dyn std::fmt::Display| {
+            Error::overloaded(format!("the GPU has no {bytes} bytes left for {label}: {reason}"))
+        };
+        #[cfg(test)]
+        {
+            self.probe.lookups.fetch_add(1, Ordering::Relaxed);
+            if self.probe.is_full.load(Ordering::Relaxed) {
+                return Err(full(&"a test says so"));
+            }
+        }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
@@ -195,10 +223,7 @@ impl Context {
         });
         match pollster::block_on(memory.pop()) {
             None => Ok(buffer),
-            Some(error) => {
-                let message = format!("the GPU has no {bytes} bytes left for {label}: {error}");
-                Err(Error::overloaded(message))
-            }
+            Some(error) => Err(full(&error)),
         }
     }
 

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a lost device is left alone after it could not be opened.
+/// How long the CPU serves instead after a device could not be opened, or was
+/// full.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs graphs as compute shaders; what has no shader runs on the CPU device,
@@ -30,6 +31,8 @@ pub struct GpuDevice {
 pub(crate) struct Shared {
     index: usize,
     tuning_file: Option<PathBuf>,
+    /// [`RETRY`], except in tests.
+    pub(crate) retry: Duration,
     pub(crate) cpu: Arc<CpuDevice>,
     state: Mutex<State>,
     counts: Counts,
@@ -98,11 +101,24 @@ impl GpuDevice {
         cpu: Arc<CpuDevice>,
         tuning_file: Option<PathBuf>,
     ) -> Result<Arc<Self>> {
+        Self::open_retrying(index, cpu, tuning_file, RETRY)
+    }
+
+    /// As [`GpuDevice::open`], with the time that the CPU serves after a fault.
+    ///
+    /// # Errors
+    /// As [`GpuDevice::open`].
+    pub(crate) fn open_retrying(
+        index: usize,
+        cpu: Arc<CpuDevice>,
+        tuning_file: Option<PathBuf>,
+        retry: Duration,
+    ) -> Result<Arc<Self>> {
         let generation = Some(Arc::new(Generation::open(index, tuning_file.as_deref())?));
         let state = Mutex::new(State { generation, retry_at: None });
-        Ok(Arc::new(Self {
-            shared: Arc::new(Shared { index, tuning_file, cpu, state, counts: Counts::default() }),
-        }))
+        let counts = Counts::default();
+        let shared = Shared { index, tuning_file, retry, cpu, state, counts };
+        Ok(Arc::new(Self { shared: Arc::new(shared) }))
     }
 
     /// Bytes of weights in use, of the chunks that hold them, and of the
@@ -122,6 +138,15 @@ impl GpuDevice {
         if let Some(generation) = &self.shared.state.lock().generation {
             generation.context.lose();
         }
+    }
+
+    /// Loses the device, which then cannot be opened for as long as a retry
+    /// takes.
+    #[cfg(test)]
+    pub(crate) fn close(&self) {
+        self.lose();
+        let mut state = self.shared.state.lock();
+        state.retry_at = Some(Instant::now() + self.shared.retry);
     }
 
     #[cfg(test)]
@@ -159,7 +184,7 @@ impl Shared {
             Ok(generation) => state.generation = Some(Arc::new(generation)),
             Err(error) => {
                 tracing::error!(%error, "the GPU cannot be opened; the CPU serves meanwhile");
-                state.retry_at = Some(Instant::now() + RETRY);
+                state.retry_at = Some(Instant::now() + self.retry);
             }
         }
         state.generation.clone()

@@ -21,6 +21,8 @@ pub(crate) struct GpuExecutable {
     plan: Plan,
     limits: GraphLimits,
     programs: Mutex<Programs>,
+    /// When the device is tried again after it was full.
+    full_until: Mutex<Option<Instant>>,
     /// The whole plan on the CPU, for shapes and types that need it and for
     /// when the device is gone. Also knows the signature.
     cpu: Arc<dyn Executable>,
@@ -46,11 +48,11 @@ impl GpuExecutable {
     /// `Overloaded` when the weights do not fit the device; as the CPU device.
     pub(crate) fn new(shared: Arc<Shared>, plan: Plan, limits: &GraphLimits) -> Result<Arc<Self>> {
         let cpu = shared.cpu.compile(plan.clone(), limits)?;
-        let programs = Mutex::default();
-        let made = Self { shared, plan, limits: limits.clone(), programs, cpu };
+        let (programs, full_until) = (Mutex::default(), Mutex::default());
+        let made = Self { shared, plan, limits: limits.clone(), programs, full_until, cpu };
         // Weights go up when a model is deployed, not with its first request.
         if let (Some(generation), Some(shapes)) = (made.shared.generation(), made.first_shapes()) {
-            made.program(&generation, &shapes)?;
+            made.program(&generation, &shapes).inspect_err(|error| made.note(error))?;
         }
         Ok(Arc::new(made))
     }
@@ -109,7 +111,7 @@ impl GpuExecutable {
         };
         match made() {
             Ok(program) if program.is_empty() => Ok(None),
-            Ok(program) => Ok(Some(program)),
+            Ok(program) => within_budget(&self.limits, &program).map(|()| Some(program)),
             // What the device cannot do for these shapes the CPU does, or says
             // what is wrong with them.
             Err(error) if is_unfit(&error) => Ok(None),
@@ -120,7 +122,7 @@ impl GpuExecutable {
     fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
         check_inputs(&self.plan.signature, &inputs)?;
         control.check()?;
-        let Some(generation) = self.shared.generation() else {
+        let Some(generation) = self.usable() else {
             return self.run_on_cpu(inputs, control);
         };
         let rows = self.rows(&inputs);
@@ -153,6 +155,30 @@ impl GpuExecutable {
             }
             _ => Ok(outputs),
         }
+    }
+
+    /// The device, unless it is gone or was full a moment ago.
+    fn usable(&self) -> Option<Arc<Generation>> {
+        let mut full_until = self.full_until.lock();
+        if full_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        *full_until = None;
+        drop(full_until);
+        self.shared.generation()
+    }
+
+    /// Counts that the device was full, frees what idle runs hold of it, and
+    /// has the CPU serve this graph for a while.
+    fn note(&self, error: &Error) {
+        if error.kind() != ErrorKind::Overloaded {
+            return;
+        }
+        self.shared.count_out_of_memory();
+        if let Some(generation) = self.shared.generation() {
+            generation.slots.shed();
+        }
+        *self.full_until.lock() = Some(Instant::now() + self.shared.retry);
     }
 
     fn run_on_cpu(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
@@ -229,12 +255,27 @@ impl Executable for GpuExecutable {
     }
 
     fn execute(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Ticket> {
-        let outputs = self.run(inputs, control);
-        if outputs.as_ref().is_err_and(|error| error.kind() == ErrorKind::Overloaded) {
-            self.shared.count_out_of_memory();
-        }
-        Ok(Ticket::ready(Ok(outputs?)))
+        let outputs = self.run(inputs, control).inspect_err(|error| self.note(error))?;
+        Ok(Ticket::ready(Ok(outputs)))
     }
+}
+
+/// # Errors
+/// `LimitExceeded` when the graph takes more of the device than its plugin may
+/// use. The CPU does not step in: the plugin's owner decides.
+fn within_budget(limits: &GraphLimits, program: &Program) -> Result<()> {
+    let hit = |name: &str, limit: u64, needs: u64, what: &str| {
+        Error::limit(format!("the limit {name} = {limit} was hit: the graph takes {needs} {what}"))
+    };
+    let (bytes, limit) = (program.device_bytes(), limits.max_device_bytes);
+    if bytes > limit {
+        return Err(hit("max_graph_device_bytes", limit, bytes, "bytes of device memory"));
+    }
+    let (count, limit) = (program.dispatch_count as u64, limits.max_dispatches);
+    if count > limit {
+        return Err(hit("max_graph_dispatches", limit, count, "dispatches a run"));
+    }
+    Ok(())
 }
 
 /// Whether the CPU is asked instead.

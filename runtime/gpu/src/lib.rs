@@ -12,6 +12,7 @@ mod kernels;
 mod lower;
 mod measure;
 mod operand;
+mod pack;
 mod params;
 mod peaks;
 mod program;
@@ -25,4 +26,4 @@ mod weights;
 
 pub use choice::{AdapterSummary, DeviceChoice, adapters};
 pub use device::{Chosen, GpuDevice, choose_device};
-pub use measure::{Bench, Weights};
+pub use measure::{Bench, RecordTimes, Weights};

@@ -57,6 +57,8 @@ pub(crate) struct Lowered {
     pub(crate) on_device: Vec<bool>,
     /// Whether a kernel may report an index out of range.
     pub(crate) checks: bool,
+    /// Whether buffers that are not alive at once may lie in the same memory.
+    pub(crate) shares_memory: bool,
     pub(crate) weights: Vec<Arc<Weight>>,
 }
 
@@ -201,7 +203,7 @@ impl<'a> Builder<'a> {
             self.fetch(value)?;
         }
         let Self { steps, buffers, on_device, checks, weights, .. } = self;
-        Ok(Lowered { steps, buffers, on_device, checks, weights })
+        Ok(Lowered { steps, buffers, on_device, checks, shares_memory: true, weights })
     }
 
     /// Has a value in host memory from here on.

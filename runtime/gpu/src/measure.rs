@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::device::Generation;
 use crate::lower;
 use crate::peaks;
-use crate::program::Program;
+use crate::program::{Bound, Dispatch, Program};
 use crate::weights::WeightCache;
 use half::f16;
 use mortise_compute::{CpuDevice, CpuOptions};
@@ -55,14 +55,101 @@ impl Replay {
         self.program.time(generation, repeats)
     }
 
-    /// Time to record and submit one dispatch, without waiting for the device.
+    /// One run with everything that goes up and down.
     ///
     /// # Errors
     /// As a run.
-    pub(crate) fn record_time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
-        let time = self.program.replay(generation, repeats)?;
-        Ok(time / (repeats * self.program.dispatch_count) as u32)
+    #[cfg(test)]
+    pub(crate) fn run(
+        &self,
+        generation: &Generation,
+        inputs: Vec<Tensor>,
+        control: &RunControl,
+    ) -> Result<Vec<Tensor>> {
+        self.program.run(generation, inputs, control)
     }
+
+    /// Median time to record one dispatch, out of `rounds` recordings that are
+    /// not submitted.
+    ///
+    /// # Errors
+    /// As a run.
+    pub(crate) fn record_time(&self, generation: &Generation, rounds: usize) -> Result<Duration> {
+        let groups = self.bound(generation)?;
+        let time = median(rounds, || self.record(&generation.context, &groups));
+        Ok(time / self.program.dispatch_count as u32)
+    }
+
+    fn bound(&self, generation: &Generation) -> Result<Arc<Bound>> {
+        let mut lease = generation.slots.acquire(&generation.context, &RunControl::unbounded())?;
+        self.program.bind_for(generation, &mut lease)
+    }
+
+    /// Records as a run does, and drops what was recorded.
+    fn record(&self, context: &Context, groups: &Bound) {
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        self.program.record_all(&mut encoder, groups);
+        drop(encoder.finish());
+    }
+
+    /// The same dispatches in wgpu's calls alone, for comparison.
+    ///
+    /// # Errors
+    /// As a run.
+    pub(crate) fn bare(&self, generation: &Generation) -> Result<Bare> {
+        let groups = self.bound(generation)?;
+        let list = self.program.recorded(&groups);
+        let list = list.map(|(dispatch, group)| (dispatch.clone(), group.clone())).collect();
+        Ok(Bare { list })
+    }
+}
+
+/// Dispatches of one pipeline, as wgpu takes them.
+pub(crate) struct Bare {
+    list: Vec<(Dispatch, wgpu::BindGroup)>,
+}
+
+impl Bare {
+    /// Records in one pass, and drops what was recorded.
+    pub(crate) fn record(&self, context: &Context, binding: Rebinding) {
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        if let Some((dispatch, group)) = self.list.first() {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, group, &[]);
+        }
+        for (dispatch, group) in &self.list {
+            if binding == Rebinding::Each {
+                pass.set_bind_group(0, group, &[]);
+            }
+            pass.set_immediates(0, dispatch.params.bytes());
+            let [x, y, z] = dispatch.groups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+        drop(pass);
+        drop(encoder.finish());
+    }
+
+    fn record_time(&self, context: &Context, rounds: usize, binding: Rebinding) -> Duration {
+        median(rounds, || self.record(context, binding)) / self.list.len() as u32
+    }
+}
+
+/// What a bare recording binds: the group of each dispatch, or the first alone.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Rebinding {
+    Each,
+    Once,
+}
+
+/// Times to record one dispatch, over a pass of 1,000.
+pub struct RecordTimes {
+    /// As a run does, bind groups included.
+    pub ours: Duration,
+    /// The same calls to wgpu and nothing around them.
+    pub bare: Duration,
+    /// As `bare` with one bind group for all: what binding costs is the rest.
+    pub unbound: Duration,
 }
 
 /// A product `[m, k] · [k, n]` with constant weights.
@@ -219,18 +306,33 @@ impl Bench {
         Ok(peaks::bytes_per_second(&self.generation.context, bytes)? / 1e9)
     }
 
-    /// Time to record one dispatch with its bindings, over a pass of 1,000.
+    /// Times to record one dispatch.
     ///
     /// # Errors
     /// As a run.
-    pub fn record_time(&self) -> Result<Duration> {
+    pub fn record_times(&self) -> Result<RecordTimes> {
+        const ROUNDS: usize = 200;
         let chain = chain(&self.generation, 1_000)?;
-        chain.record_time(&self.generation, 1)?;
-        let times = (0..20).map(|_| chain.record_time(&self.generation, 1));
-        let mut times = times.collect::<Result<Vec<_>>>()?;
-        times.sort_unstable();
-        Ok(times[times.len() / 2])
+        let (bare, context) = (chain.bare(&self.generation)?, &self.generation.context);
+        Ok(RecordTimes {
+            ours: chain.record_time(&self.generation, ROUNDS)?,
+            bare: bare.record_time(context, ROUNDS, Rebinding::Each),
+            unbound: bare.record_time(context, ROUNDS, Rebinding::Once),
+        })
     }
+}
+
+/// The median time of `rounds` calls, after one that warms up.
+fn median(rounds: usize, mut call: impl FnMut()) -> Duration {
+    call();
+    let timed = |_| {
+        let start = Instant::now();
+        call();
+        start.elapsed()
+    };
+    let mut times: Vec<Duration> = (0..rounds).map(timed).collect();
+    times.sort_unstable();
+    times[rounds / 2]
 }
 
 impl Program {

@@ -3,10 +3,11 @@
 
 use crate::device::Generation;
 use crate::heap::Weight;
-use crate::lower::{Launch, Lowered, STATUS, Step};
+use crate::lower::{Launch, Lowered, Step};
 use crate::operand::{Operand, Place};
+use crate::pack::Packed;
 use crate::params::Params;
-use crate::ranges::{Ranges, aligned};
+use crate::ranges::aligned;
 use crate::slots::{Buffers, Lease, SLOTS, Sizes};
 use crate::weights::{from_words, write_words};
 use mortise_compute::{Device, Executable, OperatorInfo};
@@ -27,8 +28,8 @@ pub(crate) struct Program {
     host_count: usize,
     inputs: Vec<usize>,
     outputs: Vec<Output>,
-    /// By slot, for the arena that the slot had.
-    bound: [Mutex<Option<Arc<Bound>>>; SLOTS],
+    /// By slot, for the arena that the slot has.
+    bound: [Arc<BoundCell>; SLOTS],
     checks: bool,
     pub(crate) dispatch_count: usize,
     pub(crate) operators: Vec<OperatorInfo>,
@@ -57,13 +58,15 @@ struct Upload {
     bytes: u64,
 }
 
-struct Dispatch {
-    pipeline: Arc<wgpu::ComputePipeline>,
-    params: Params,
-    groups: [u32; 3],
+#[derive(Clone)]
+pub(crate) struct Dispatch {
+    pub(crate) pipeline: Arc<wgpu::ComputePipeline>,
+    pub(crate) params: Params,
+    pub(crate) groups: [u32; 3],
     bindings: Vec<Binding>,
 }
 
+#[derive(Clone)]
 enum Binding {
     Arena { offset: u64, bytes: u64 },
     Weight(Arc<Weight>),
@@ -86,9 +89,11 @@ struct CpuPart {
 
 /// Bind groups of every dispatch, by segment.
 pub(crate) struct Bound {
-    arena_id: u64,
     groups: Vec<Vec<wgpu::BindGroup>>,
 }
+
+/// Bind groups as long as the arena that they bind is there.
+pub(crate) type BoundCell = Mutex<Option<Arc<Bound>>>;
 
 /// A segment with what it is bound to in one slot.
 #[derive(Clone, Copy)]
@@ -100,8 +105,7 @@ struct Recorded<'a> {
 
 impl Program {
     /// # Errors
-    /// `LimitExceeded` when the arena or the dispatches go over their limits;
-    /// whatever the CPU device says of its nodes.
+    /// `LimitExceeded` when the arena goes over its limit; whatever the CPU device says of its nodes.
     pub(crate) fn new(
         generation: &Generation,
         cpu: &dyn Device,
@@ -109,7 +113,7 @@ impl Program {
         limits: &GraphLimits,
         lowered: Lowered,
     ) -> Result<Self> {
-        let (offsets, arena_bytes) = pack(&lowered);
+        let Packed { offsets, arena_bytes } = Packed::of(&lowered);
         let limit = limits.max_arena_bytes as u64;
         if arena_bytes > limit {
             let message = format!("the arena takes {arena_bytes} bytes, max_arena_bytes = {limit}");
@@ -118,11 +122,6 @@ impl Program {
         let mut layout = Layout { generation, cpu, plan, limits, offsets, hosts: HashMap::new() };
         let segments = layout.segments(&lowered)?;
         let dispatch_count = segments.iter().map(|segment| segment.dispatches.len()).sum();
-        if dispatch_count > limits.max_nodes {
-            let limit = limits.max_nodes;
-            let message = format!("{dispatch_count} dispatches a run exceed max_nodes = {limit}");
-            return Err(Error::limit(message));
-        }
         let most = |bytes: &dyn Fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
         let end = |offset: u64, bytes: u64| offset + aligned(bytes);
         let upload = most(&|s| s.uploads.last().map_or(0, |u| end(u.staging_offset, u.bytes)));
@@ -157,6 +156,20 @@ impl Program {
         self.segments.iter().all(|segment| segment.cpu.is_none())
     }
 
+    /// Bytes of the buffers that a run takes.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Bytes of device memory that the graph takes: its weights, each once,
+    /// and the arena of one run.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        let weights: HashMap<_, _> =
+            self.weights.iter().map(|weight| (Arc::as_ptr(weight), weight.bytes)).collect();
+        weights.values().sum::<u64>() + self.sizes.arena
+    }
+
     /// Nodes left to the CPU are all there are.
     pub(crate) fn is_empty(&self) -> bool {
         self.dispatch_count == 0
@@ -172,16 +185,31 @@ impl Program {
         inputs: Vec<Tensor>,
         control: &RunControl,
     ) -> Result<Vec<Tensor>> {
+        let mut lease = generation.slots.acquire(&generation.context, control)?;
+        self.run_in(&mut lease, generation, inputs, control)
+    }
+
+    /// As [`Program::run`], in a slot that is held already.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub(crate) fn run_in(
+        &self,
+        lease: &mut Lease<'_>,
+        generation: &Generation,
+        inputs: Vec<Tensor>,
+        control: &RunControl,
+    ) -> Result<Vec<Tensor>> {
         let mut hosts: Vec<Option<Tensor>> = vec![None; self.host_count];
         for (slot, tensor) in self.inputs.iter().zip(inputs) {
             hosts[*slot] = Some(tensor);
         }
-        let mut lease = generation.slots.acquire(&generation.context, control)?;
-        let done = self.segments(generation, &mut lease, &mut hosts, control);
+        let done = self.segments(generation, lease, &mut hosts, control);
         if done.is_err() {
             lease.discard();
+            // Whatever a call to a lost device says, the loss is the reason.
+            generation.context.check()?;
         }
-        drop(lease);
         done?;
         let output = |output: &Output| match output {
             Output::Host(slot) => hosts[*slot].clone().ok_or_else(missing),
@@ -229,6 +257,15 @@ impl Program {
         }
     }
 
+    /// Every dispatch with its bind group, in order.
+    pub(crate) fn recorded<'a>(
+        &'a self,
+        bound: &'a Bound,
+    ) -> impl Iterator<Item = (&'a Dispatch, &'a wgpu::BindGroup)> {
+        let segments = self.segments.iter().zip(&bound.groups);
+        segments.flat_map(|(segment, groups)| segment.dispatches.iter().zip(groups))
+    }
+
     /// The bind groups for the slot's arena, made when the arena is new.
     fn bound(
         &self,
@@ -237,8 +274,8 @@ impl Program {
         buffers: &Buffers,
     ) -> Result<Arc<Bound>> {
         let slot = lease.slot()?;
-        let mut bound = self.bound[slot.index].lock();
-        if let Some(known) = bound.as_ref().filter(|known| known.arena_id == slot.arena_id) {
+        let cell = &self.bound[slot.index];
+        if let Some(known) = &*cell.lock() {
             return Ok(known.clone());
         }
         let group = |dispatch: &Dispatch| {
@@ -247,8 +284,9 @@ impl Program {
             generation.context.bind(&bindings)
         };
         let groups = self.segments.iter().map(|s| s.dispatches.iter().map(group).collect());
-        let made = Arc::new(Bound { arena_id: slot.arena_id, groups: groups.collect() });
-        *bound = Some(made.clone());
+        let made = Arc::new(Bound { groups: groups.collect() });
+        *cell.lock() = Some(made.clone());
+        slot.follow(cell);
         Ok(made)
     }
 
@@ -382,64 +420,6 @@ impl CpuPart {
             hosts[*slot] = Some(tensor);
         }
         Ok(())
-    }
-}
-
-/// Offsets of all arena buffers, packed by when they live, and the arena's size.
-fn pack(lowered: &Lowered) -> (Vec<u64>, u64) {
-    let mut lives = vec![None::<(usize, usize)>; lowered.buffers.len()];
-    let spans = spans(&lowered.steps);
-    for (at, step) in lowered.steps.iter().enumerate() {
-        // A submission uploads before its first dispatch and reads back after
-        // its last, wherever the steps stand.
-        let (first, last) = match step {
-            Step::Upload { .. } => (spans[at].0, at),
-            Step::Download { .. } => (at, spans[at].1),
-            _ => (at, at),
-        };
-        for buffer in touched(step) {
-            let life = lives[buffer].get_or_insert((first, last));
-            *life = (life.0.min(first), life.1.max(last));
-        }
-    }
-    let mut ranges = Ranges::default();
-    let mut offsets = vec![0; lives.len()];
-    offsets[STATUS] = ranges.take_or_grow(lowered.buffers[STATUS]);
-    lives[STATUS] = None;
-    for at in 0..lowered.steps.len() {
-        let alive = |check: fn((usize, usize)) -> usize| {
-            let matching = lives.iter().enumerate();
-            matching.filter(move |(_, l)| l.map(check) == Some(at)).map(|(buffer, _)| buffer)
-        };
-        alive(|life| life.0).for_each(|b| offsets[b] = ranges.take_or_grow(lowered.buffers[b]));
-        alive(|life| life.1).for_each(|b| ranges.give(offsets[b], lowered.buffers[b]));
-    }
-    (offsets, ranges.end())
-}
-
-/// For each step, the first and last step of its submission.
-fn spans(steps: &[Step]) -> Vec<(usize, usize)> {
-    let mut spans = Vec::with_capacity(steps.len());
-    let mut first = 0;
-    while first < steps.len() {
-        let rest = steps[first..].iter().position(|step| matches!(step, Step::Cpu { .. }));
-        let last = rest.map_or(steps.len() - 1, |at| first + at);
-        spans.extend((first..=last).map(|_| (first, last)));
-        first = last + 1;
-    }
-    spans
-}
-
-fn touched(step: &Step) -> Vec<usize> {
-    let arena = |place: &Place| match place {
-        Place::Arena(buffer) => Some(*buffer),
-        Place::Weight(_) => None,
-    };
-    match step {
-        Step::Upload { buffer, .. } => vec![*buffer],
-        Step::Launch(launch) => launch.bindings.iter().filter_map(arena).collect(),
-        Step::Download { operand, .. } => arena(&operand.place).into_iter().collect(),
-        Step::Cpu { .. } => Vec::new(),
     }
 }
 

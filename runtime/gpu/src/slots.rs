@@ -2,10 +2,10 @@
 //! inputs up and its outputs down.
 
 use crate::context::{Context, Signal};
+use crate::program::BoundCell;
 use mortise_types::{Error, Result, RunControl};
 use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// Runs in flight: one uploads while one computes and one is read back.
@@ -25,15 +25,33 @@ pub(crate) struct Slot {
     /// Mapped for writing whenever the slot is free.
     upload: Option<wgpu::Buffer>,
     readback: Option<wgpu::Buffer>,
-    /// Changes with the arena's buffer; bind groups are made for one.
-    pub(crate) arena_id: u64,
+    /// Bind groups of programs for this arena. They keep its buffer alive, so
+    /// they go when it does.
+    bound: Vec<Weak<BoundCell>>,
     pub(crate) signal: Arc<Signal>,
+}
+
+impl Slot {
+    /// Has `cell` emptied when the arena goes.
+    pub(crate) fn follow(&mut self, cell: &Arc<BoundCell>) {
+        self.bound.retain(|known| known.strong_count() > 0);
+        self.bound.push(Arc::downgrade(cell));
+    }
+
+    fn unbind(&mut self) {
+        let cells = self.bound.drain(..).filter_map(|cell| cell.upgrade());
+        cells.for_each(|cell| *cell.lock() = None);
+    }
+
+    fn forget(&mut self) {
+        self.unbind();
+        (self.arena, self.upload, self.readback) = (None, None, None);
+    }
 }
 
 pub(crate) struct Slots {
     free: Mutex<Vec<Slot>>,
     returned: Condvar,
-    next_arena_id: AtomicU64,
 }
 
 impl Slots {
@@ -43,14 +61,10 @@ impl Slots {
             arena: None,
             upload: None,
             readback: None,
-            arena_id: 0,
+            bound: Vec::new(),
             signal: Arc::default(),
         };
-        Self {
-            free: Mutex::new((0..SLOTS).map(slot).collect()),
-            returned: Condvar::new(),
-            next_arena_id: AtomicU64::new(1),
-        }
+        Self { free: Mutex::new((0..SLOTS).map(slot).collect()), returned: Condvar::new() }
     }
 
     /// Waits for a slot.
@@ -67,6 +81,11 @@ impl Slots {
             context.check()?;
             self.returned.wait_for(&mut free, PATIENCE);
         }
+    }
+
+    /// Gives back the buffers of free slots.
+    pub(crate) fn shed(&self) {
+        self.free.lock().iter_mut().for_each(Slot::forget);
     }
 
     /// Bytes of the buffers of free slots; all of them when nothing runs.
@@ -99,20 +118,18 @@ impl Lease<'_> {
     /// `Overloaded` when the device has no memory to grow a buffer.
     pub(crate) fn buffers(&mut self, context: &Context, want: Sizes) -> Result<Buffers> {
         use wgpu::BufferUsages as Usage;
-        let next_id = &self.slots.next_arena_id;
         let Some(slot) = self.slot.as_mut() else {
             return Err(Error::internal("a slot was given back too early"));
         };
         let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
-        let (arena, grown) = grow(context, "arena", &mut slot.arena, want.arena, usage, false)?;
-        if grown {
-            slot.arena_id = next_id.fetch_add(1, Ordering::Relaxed);
+        if slot.arena.as_ref().is_none_or(|arena| arena.size() < want.arena) {
+            slot.unbind();
         }
+        let arena = grow(context, "arena", &mut slot.arena, want.arena, usage, false)?;
         let usage = Usage::MAP_WRITE | Usage::COPY_SRC;
-        let (upload, _) = grow(context, "uploads", &mut slot.upload, want.upload, usage, true)?;
+        let upload = grow(context, "uploads", &mut slot.upload, want.upload, usage, true)?;
         let usage = Usage::MAP_READ | Usage::COPY_DST;
-        let (readback, _) =
-            grow(context, "answers", &mut slot.readback, want.readback, usage, false)?;
+        let readback = grow(context, "answers", &mut slot.readback, want.readback, usage, false)?;
         Ok(Buffers { arena, upload, readback })
     }
 
@@ -120,7 +137,7 @@ impl Lease<'_> {
     /// unmapped or in use.
     pub(crate) fn discard(&mut self) {
         if let Some(slot) = &mut self.slot {
-            (slot.arena, slot.upload, slot.readback) = (None, None, None);
+            slot.forget();
             slot.signal = Arc::default();
         }
     }
@@ -141,9 +158,9 @@ fn grow(
     bytes: u64,
     usage: wgpu::BufferUsages,
     mapped: bool,
-) -> Result<(wgpu::Buffer, bool)> {
+) -> Result<wgpu::Buffer> {
     if let Some(buffer) = buffer.as_ref().filter(|buffer| buffer.size() >= bytes) {
-        return Ok((buffer.clone(), false));
+        return Ok(buffer.clone());
     }
     // The old one goes first: two large arenas may not fit.
     *buffer = None;
@@ -151,7 +168,7 @@ fn grow(
     let size = rounded.min(context.limits.max_buffer_size).max(bytes);
     let grown = context.buffer(label, size, usage, mapped)?;
     *buffer = Some(grown.clone());
-    Ok((grown, true))
+    Ok(grown)
 }
 
 impl Drop for Lease<'_> {

@@ -6,14 +6,18 @@ mod check;
 mod elements;
 mod faults;
 mod peaks;
+mod poison;
 mod products;
 mod quant;
+mod replay;
 mod rows;
+mod soak;
 mod windows;
 
 use crate::{GpuDevice, adapters};
 use mortise_compute::{CpuDevice, CpuOptions};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// One device for all tests, so that drivers are loaded once.
 fn device() -> Arc<GpuDevice> {
@@ -26,8 +30,17 @@ fn device() -> Arc<GpuDevice> {
 /// # Panics
 /// When there is no adapter: these tests then prove nothing.
 fn open() -> Arc<GpuDevice> {
+    open_retrying(Duration::ZERO)
+}
+
+/// As [`open`], with the time that the CPU serves after a fault.
+///
+/// # Panics
+/// As [`open`].
+fn open_retrying(retry: Duration) -> Arc<GpuDevice> {
     let cpu = CpuDevice::new(CpuOptions { threads: 1 });
-    GpuDevice::open(adapter_index(), cpu, None).expect("the adapter runs the kernels")
+    let device = GpuDevice::open_retrying(adapter_index(), cpu, None, retry);
+    device.expect("the adapter runs the kernels")
 }
 
 /// # Panics

@@ -10,6 +10,11 @@ pub struct GraphLimits {
     pub max_folded_bytes: usize,
     /// Bytes of intermediate tensors alive at once. Default 1 GiB.
     pub max_arena_bytes: usize,
+    /// Bytes of memory of a device with memory of its own: weights, and the
+    /// intermediate tensors of one run. Default 8 GiB.
+    pub max_device_bytes: u64,
+    /// Dispatches of one run on such a device. Default 100,000.
+    pub max_dispatches: u64,
     /// Iterations of all loops of one run. Default 1,000,000.
     pub max_loop_iterations: u64,
     /// Bytes of all weights. Default 8 GiB.
@@ -26,6 +31,8 @@ impl Default for GraphLimits {
             max_nesting: 16,
             max_folded_bytes: 256 << 20,
             max_arena_bytes: 1 << 30,
+            max_device_bytes: 8 << 30,
+            max_dispatches: 100_000,
             max_loop_iterations: 1_000_000,
             max_weight_bytes: 8 << 30,
             max_plan_time: std::time::Duration::from_secs(60),

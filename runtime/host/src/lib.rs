@@ -43,7 +43,7 @@ pub use router::{
     MAX_PROBES, MAX_VARIANTS, Place, Probe, RouteChoice, RouteVariant, RouterPlugin, RouterStats,
     RoutingEvent,
 };
-pub use runner::{GraphRunner, PreparedGraph};
+pub use runner::{GraphBudget, GraphRunner, PreparedGraph};
 pub use strategy::{
     Action, Evidence, Finding, Moments, Observation, Severity, StrategyPlan, StrategyPlugin,
     Verdict, Window,

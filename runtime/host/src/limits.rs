@@ -51,6 +51,11 @@ pub struct PluginLimits {
     /// Bytes of constants and tensor attributes of one graph. Weights that lie
     /// in assets do not count.
     pub max_graph_constant_bytes: usize,
+    /// Bytes that one graph takes of a device with memory of its own: weights,
+    /// and the values of one run. Several runs at once do not count.
+    pub max_graph_device_bytes: u64,
+    /// Dispatches of one run of a graph on such a device.
+    pub max_graph_dispatches: u64,
     /// Consecutive traps, timeouts or limits hit that put the plugin in
     /// quarantine.
     pub quarantine_after: u32,
@@ -83,6 +88,8 @@ impl Default for PluginLimits {
             max_graph_nesting: 16,
             max_graph_attribute_bytes: 64 << 20,
             max_graph_constant_bytes: 256 << 20,
+            max_graph_device_bytes: 8 << 30,
+            max_graph_dispatches: 100_000,
             quarantine_after: 3,
             quarantine_backoff: Duration::from_secs(1),
             quarantine_backoff_max: Duration::from_secs(60),

@@ -1,7 +1,9 @@
 use crate::instance::{Instance, Loaded};
 use crate::log::LogGate;
 use crate::state::Shared;
-use crate::{Compiled, GraphRunner, Host, HostConfig, PluginLimits, PreparedGraph, Verified};
+use crate::{
+    Compiled, GraphBudget, GraphRunner, Host, HostConfig, PluginLimits, PreparedGraph, Verified,
+};
 use mortise_types::{Assets, Bytes, Error, GraphDef, Result, RunControl, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -66,7 +68,7 @@ pub fn measure(config: &HostConfig, subjects: Subjects, scratch: &Path) -> Resul
 struct NoGraphs;
 
 impl GraphRunner for NoGraphs {
-    fn prepare(&self, _: &GraphDef, _: &Assets) -> Result<Arc<dyn PreparedGraph>> {
+    fn prepare(&self, _: &GraphDef, _: &Assets, _: GraphBudget) -> Result<Arc<dyn PreparedGraph>> {
         Err(Error::unsupported("graphs are not measured"))
     }
 }

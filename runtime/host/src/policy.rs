@@ -8,7 +8,7 @@ use crate::host::Code;
 use crate::instance::{at_epoch_deadline, set_deadline};
 use crate::log::LogGate;
 use crate::state::{Shared, State};
-use crate::{Compiled, GraphRunner, Host, PluginLimits, PreparedGraph, World};
+use crate::{Compiled, GraphBudget, GraphRunner, Host, PluginLimits, PreparedGraph, World};
 use mortise_types::{Assets, Error, GraphDef, Result, RunControl};
 use std::sync::Arc;
 use wasmtime::component::{Instance, InstancePre};
@@ -148,7 +148,7 @@ impl<B> Entered<B> {
 struct NoGraphs;
 
 impl GraphRunner for NoGraphs {
-    fn prepare(&self, _: &GraphDef, _: &Assets) -> Result<Arc<dyn PreparedGraph>> {
+    fn prepare(&self, _: &GraphDef, _: &Assets, _: GraphBudget) -> Result<Arc<dyn PreparedGraph>> {
         Err(Error::unsupported("a policy builds no graphs"))
     }
 }

@@ -11,7 +11,21 @@ pub trait GraphRunner: Send + Sync {
     ///
     /// # Errors
     /// `Unsupported` names every operator that is not implemented.
-    fn prepare(&self, def: &GraphDef, assets: &Assets) -> Result<Arc<dyn PreparedGraph>>;
+    /// `LimitExceeded` when it takes more of the device than `budget`.
+    fn prepare(
+        &self,
+        def: &GraphDef,
+        assets: &Assets,
+        budget: GraphBudget,
+    ) -> Result<Arc<dyn PreparedGraph>>;
+}
+
+/// What one graph of a plugin may take of the device; see
+/// [`crate::PluginLimits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphBudget {
+    pub max_device_bytes: u64,
+    pub max_dispatches: u64,
 }
 
 /// A compiled graph.

@@ -2,7 +2,7 @@ use crate::runner::digest::graph_digest;
 use crate::stage::{Stage, StageRun};
 use mortise_compute::{Device, Executable, compile_graph};
 use mortise_graph::{GraphLimits, join, joined_asset};
-use mortise_host::{GraphRunner, PreparedGraph};
+use mortise_host::{GraphBudget, GraphRunner, PreparedGraph};
 use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
 use parking_lot::Mutex;
 use std::any::Any;
@@ -16,8 +16,12 @@ mod digest;
 pub struct Runner {
     device: Arc<dyn Device>,
     limits: GraphLimits,
-    prepared: Mutex<HashMap<[u8; 32], Arc<Slot>>>,
+    prepared: Mutex<HashMap<Key, Arc<Slot>>>,
 }
+
+/// The digest of a graph with its assets, and what it may take: a graph that
+/// one plugin may deploy can be too large for another.
+type Key = ([u8; 32], GraphBudget);
 
 /// The slot of one digest. Its lock is held while the graph is compiled, so
 /// that instances loading at the same time wait for one compilation.
@@ -29,6 +33,7 @@ pub struct CompiledGraph {
     executable: Arc<dyn Executable>,
     def: GraphDef,
     assets: Assets,
+    budget: GraphBudget,
 }
 
 impl Runner {
@@ -36,12 +41,12 @@ impl Runner {
         Arc::new(Self { device, limits, prepared: Mutex::default() })
     }
 
-    fn slot(&self, digest: [u8; 32]) -> Arc<Slot> {
+    fn slot(&self, key: Key) -> Arc<Slot> {
         let mut prepared = self.prepared.lock();
         // Slots that nobody uses and whose graph is gone are swept here, so
         // that the map does not grow with the number of deployments.
         prepared.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.0.lock().strong_count() > 0);
-        prepared.entry(digest).or_default().clone()
+        prepared.entry(key).or_default().clone()
     }
 }
 
@@ -63,7 +68,7 @@ impl Runner {
         let graphs: Vec<_> = stages.iter().map(Stage::graph).collect::<Option<_>>()?;
         let parts: Vec<_> = graphs.iter().map(|graph| (graph.def(), graph.signature())).collect();
         let def = join(&parts)?;
-        let prepared = self.prepare(&def, &joined_assets(&graphs));
+        let prepared = self.prepare(&def, &joined_assets(&graphs), joined_budget(&graphs));
         // What runs alone may break a limit as one.
         let not_fused = |error| {
             let model = model.name.as_str();
@@ -81,6 +86,15 @@ impl Runner {
     }
 }
 
+/// What the plugins of all graphs may take together.
+fn joined_budget(graphs: &[Arc<CompiledGraph>]) -> GraphBudget {
+    let none = GraphBudget { max_device_bytes: 0, max_dispatches: 0 };
+    graphs.iter().fold(none, |sum, graph| GraphBudget {
+        max_device_bytes: sum.max_device_bytes.saturating_add(graph.budget.max_device_bytes),
+        max_dispatches: sum.max_dispatches.saturating_add(graph.budget.max_dispatches),
+    })
+}
+
 fn joined_assets(graphs: &[Arc<CompiledGraph>]) -> Assets {
     let mut joined = BTreeMap::new();
     for (index, graph) in graphs.iter().enumerate() {
@@ -94,15 +108,22 @@ fn joined_assets(graphs: &[Arc<CompiledGraph>]) -> Assets {
 }
 
 impl GraphRunner for Runner {
-    fn prepare(&self, def: &GraphDef, assets: &Assets) -> Result<Arc<dyn PreparedGraph>> {
-        let slot = self.slot(graph_digest(def, assets));
+    fn prepare(
+        &self,
+        def: &GraphDef,
+        assets: &Assets,
+        budget: GraphBudget,
+    ) -> Result<Arc<dyn PreparedGraph>> {
+        let slot = self.slot((graph_digest(def, assets), budget));
         let mut known = slot.0.lock();
         if let Some(prepared) = known.upgrade() {
             return Ok(prepared);
         }
-        let executable = compile_graph(&*self.device, def, assets, &self.limits)?;
+        let GraphBudget { max_device_bytes, max_dispatches } = budget;
+        let limits = GraphLimits { max_device_bytes, max_dispatches, ..self.limits.clone() };
+        let executable = compile_graph(&*self.device, def, assets, &limits)?;
         let (def, assets) = (def.clone(), assets.clone());
-        let prepared = Arc::new(CompiledGraph { executable, def, assets });
+        let prepared = Arc::new(CompiledGraph { executable, def, assets, budget });
         *known = Arc::downgrade(&prepared);
         Ok(prepared)
     }
@@ -154,11 +175,13 @@ mod tests {
     use crate::testing::{custom, inputs, parts, relu_graph, spec};
     use mortise_compute::{CpuDevice, CpuOptions};
 
+    const BUDGET: GraphBudget = GraphBudget { max_device_bytes: 1 << 20, max_dispatches: 10 };
+
     fn stage(runner: &Runner, name: &str, [input, output]: [&str; 2]) -> Stage {
         let mut def = relu_graph();
         def.inputs[0].name = input.to_owned();
         def.output_names[0] = output.to_owned();
-        let graph = runner.prepare(&def, &Assets::default()).unwrap();
+        let graph = runner.prepare(&def, &Assets::default(), BUDGET).unwrap();
         let signature = graph.signature().clone();
         let (name, run) = (name.to_owned(), StageRun::Direct(graph));
         Stage { name, digest: String::new(), transforms: Vec::new(), signature, run }
@@ -201,8 +224,8 @@ mod tests {
     fn equal_graphs_are_compiled_once_and_let_go() {
         let runner = Runner::new(CpuDevice::new(CpuOptions { threads: 1 }), GraphLimits::default());
         let address = |graph: &Arc<dyn PreparedGraph>| Arc::as_ptr(graph).cast::<u8>();
-        let first = runner.prepare(&relu_graph(), &Assets::default()).unwrap();
-        let same = runner.prepare(&relu_graph(), &Assets::default()).unwrap();
+        let first = runner.prepare(&relu_graph(), &Assets::default(), BUDGET).unwrap();
+        let same = runner.prepare(&relu_graph(), &Assets::default(), BUDGET).unwrap();
         assert_eq!(address(&first), address(&same));
         let input = Tensor::from_vec(&[2], vec![-1.0f32, 2.0]).unwrap();
         let outputs = same.run(vec![input], &RunControl::unbounded()).unwrap();
@@ -210,10 +233,13 @@ mod tests {
 
         let mut other = relu_graph();
         other.output_names[0] = "z".to_string();
-        let kept = runner.prepare(&other, &Assets::default()).unwrap();
+        let kept = runner.prepare(&other, &Assets::default(), BUDGET).unwrap();
         assert_ne!(address(&first), address(&kept));
-        drop((first, same));
-        runner.slot([0; 32]);
+        let more = GraphBudget { max_dispatches: 11, ..BUDGET };
+        let richer = runner.prepare(&relu_graph(), &Assets::default(), more).unwrap();
+        assert_ne!(address(&first), address(&richer), "another budget is another check");
+        drop((first, same, richer));
+        runner.slot(([0; 32], BUDGET));
         assert_eq!(runner.prepared.lock().len(), 2, "one graph in use and the slot just made");
     }
 }

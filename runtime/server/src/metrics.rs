@@ -93,7 +93,7 @@ fn device_counters(page: &mut Page, app: &App) {
         ),
         (
             "mortise_device_out_of_memory_total",
-            "runs that failed because the device's memory was full",
+            "runs and deployments that failed because the device's memory was full",
             counters.out_of_memory,
         ),
     ];

@@ -43,7 +43,8 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
-    /// Run the long versions: 1,000 swaps, 200 kills, ten minutes of fuzzing.
+    /// Run the long versions: 1,000 swaps, 200 kills, ten minutes of fuzzing, 100,000 batches on
+    /// the GPU.
     Soak,
     /// Run ONNX's backend node tests; the last line printed is one JSON object.
     OnnxConformance {

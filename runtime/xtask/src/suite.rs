@@ -105,6 +105,8 @@ const LONG: &[Step] = &[
     required("plugins", |plan| one(components::build_plugins(plan.workspace))),
     required("guests", |plan| one(components::build_guests(plan.workspace))),
     required("binaries", build_binaries),
+    step("gpu driver", |_| one(gpu_driver::ensure())),
+    step("long tests", long_tests),
     step("fuzz", fuzz),
     step("crash", crash),
     step("swap", swap),
@@ -194,6 +196,13 @@ fn clippy(plan: &Plan) -> Result<Counts> {
 
 fn rust_tests(plan: &Plan) -> Result<Counts> {
     counted(plan.workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
+}
+
+/// Tests beside the code that go on for longer when they are told to.
+fn long_tests(plan: &Plan) -> Result<Counts> {
+    const ARGS: &[&str] =
+        &["test", "--release", "--workspace", "--lib", "--", "memory_stays_flat", "--nocapture"];
+    counted(plan.workspace.cargo(ARGS).env("MORTISE_SOAK", "1"))
 }
 
 fn onnx_conformance(plan: &Plan) -> Result<Counts> {

@@ -1,8 +1,10 @@
 //! Builds small graphs, runs them on both devices and compares.
 
-use crate::program::Program;
+use super::poison;
+use crate::device::Generation;
+use crate::lower::Lowered;
 use mortise_compute::{CpuDevice, CpuOptions, Device, compile_graph};
-use mortise_graph::GraphLimits;
+use mortise_graph::{GraphLimits, Plan};
 use mortise_types::{
     Assets, Attribute, DType, GraphDef, NodeDef, Result, RunControl, Signature, Tensor, TensorSpec,
     ValueDef, ValueId, ValueSource,
@@ -80,31 +82,35 @@ impl Graph {
         executable.execute(inputs.to_vec(), &RunControl::unbounded())?.wait()
     }
 
-    /// Runs on both devices and compares all outputs.
+    /// Runs on both devices and compares all outputs; on the GPU also in memory
+    /// that was poisoned before.
     pub(crate) fn agrees_as(&self, label: &str, inputs: &[Tensor], tolerance: f32) {
         let device = super::device();
-        let got = self.run_on(&*device, inputs).unwrap_or_else(|e| panic!("{label}: {e}"));
         let cpu = CpuDevice::new(CpuOptions { threads: 1 });
         let want = self.run_on(&*cpu, inputs).unwrap();
-        assert_eq!(got.len(), want.len());
-        for (got, want) in got.iter().zip(&want) {
-            close(label, got, want, tolerance);
+        let served = self.run_on(&*device, inputs).unwrap_or_else(|e| panic!("{label}: {e}"));
+        let poisoned = poison::run(label, &device.generation(), &self.planned(inputs), inputs);
+        for got in [served, poisoned] {
+            assert_eq!(got.len(), want.len());
+            got.iter().zip(&want).for_each(|(got, want)| close(label, got, want, tolerance));
         }
     }
 
-    /// Nodes of the graph that run on the CPU, after planning, for inputs like
-    /// these.
-    pub(crate) fn left_to_cpu(&self, inputs: &[Tensor]) -> Vec<String> {
-        let generation = super::device().generation();
+    /// The graph's plan for inputs like these.
+    fn planned(&self, inputs: &[Tensor]) -> Plan {
         let cpu = CpuDevice::new(CpuOptions { threads: 1 });
         let limits = GraphLimits::default();
         let evaluate = Device::evaluate(&*cpu);
         let plan = mortise_graph::plan(&self.def, &Assets::default(), &limits, evaluate).unwrap();
         let shapes: Vec<_> = inputs.iter().map(|tensor| tensor.shape().into()).collect();
-        let plan = plan.specialised(&shapes, &limits, evaluate).unwrap();
-        let (context, heap, cache) = (&generation.context, &generation.heap, Default::default());
-        let lowered =
-            crate::lower::lower(context, heap, &cache, &generation.tuning, &plan).unwrap();
+        plan.specialised(&shapes, &limits, evaluate).unwrap()
+    }
+
+    /// Nodes of the graph that run on the CPU, after planning, for inputs like
+    /// these.
+    pub(crate) fn left_to_cpu(&self, inputs: &[Tensor]) -> Vec<String> {
+        let plan = self.planned(inputs);
+        let lowered = lowered(&super::device().generation(), &plan);
         let nodes = plan.body.nodes.iter().zip(&lowered.on_device);
         nodes.filter(|(_, on_device)| !**on_device).map(|(node, _)| node.op.to_string()).collect()
     }
@@ -113,8 +119,6 @@ impl Graph {
     /// device may not have.
     pub(crate) fn run_unplanned(&self, inputs: &[Tensor]) -> Vec<Tensor> {
         let generation = super::device().generation();
-        let cpu = CpuDevice::new(CpuOptions { threads: 1 });
-        let limits = GraphLimits::default();
         let constant = |value: &ValueDef| match &value.source {
             ValueSource::Constant(tensor) => Some(tensor.clone().into()),
             _ => None,
@@ -125,7 +129,7 @@ impl Graph {
             fact.dtype = Some(tensor.dtype());
             fact.shape = Some(tensor.shape().iter().map(|dim| *dim as i64).collect());
         }
-        let plan = mortise_graph::Plan {
+        let plan = Plan {
             body: self.def.body.clone(),
             constants: self.def.values.iter().map(constant).collect(),
             facts,
@@ -133,12 +137,9 @@ impl Graph {
             signature: Signature::default(),
             rows_independent: false,
         };
-        let (context, heap, cache) = (&generation.context, &generation.heap, Default::default());
-        let lowered =
-            crate::lower::lower(context, heap, &cache, &generation.tuning, &plan).unwrap();
-        assert!(lowered.on_device.iter().all(|on_device| *on_device), "left to the CPU");
-        let program = Program::new(&generation, &*cpu, &plan, &limits, lowered).unwrap();
-        program.run(&generation, inputs.to_vec(), &RunControl::unbounded()).unwrap()
+        let all = lowered(&generation, &plan).on_device.iter().all(|on_device| *on_device);
+        assert!(all, "left to the CPU");
+        poison::run("unplanned", &generation, &plan, inputs)
     }
 
     /// As [`Graph::agrees_as`], and every node has to run on the device.
@@ -147,6 +148,12 @@ impl Graph {
         assert!(left.is_empty(), "{label}: left to the CPU: {left:?}");
         self.agrees_as(label, inputs, tolerance);
     }
+}
+
+/// The steps of a plan.
+pub(crate) fn lowered(generation: &Generation, plan: &Plan) -> Lowered {
+    let (context, heap, cache) = (&generation.context, &generation.heap, Default::default());
+    crate::lower::lower(context, heap, &cache, &generation.tuning, plan).unwrap()
 }
 
 /// Fails when an element differs by more than `tolerance` times the largest

@@ -1,10 +1,11 @@
 use super::assets::{outside, range_of};
 use super::shape_of;
+use crate::GraphBudget;
 use crate::bindings::graph::{self as wit, Host, HostBuilder, HostGraph};
 use crate::bindings::types::{self, Dtype};
 use crate::limits::Refusal;
 use crate::recorder::{NewAttribute, NewNode, Recorder};
-use crate::state::{GraphHandle, State};
+use crate::state::{GraphHandle, Shared, State};
 use mortise_types::{Attribute, DType, Error, Tensor, ValueId, WeightRef};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -121,8 +122,12 @@ impl State {
 
     fn prepare(&self, recorder: Recorder) -> Result<GraphHandle, Refusal> {
         let def = recorder.finish()?;
-        let prepared =
-            shielded("prepare", || self.shared.runner.prepare(&def, &self.shared.assets));
+        let Shared { runner, assets, limits, .. } = &*self.shared;
+        let budget = GraphBudget {
+            max_device_bytes: limits.max_graph_device_bytes,
+            max_dispatches: limits.max_graph_dispatches,
+        };
+        let prepared = shielded("prepare", || runner.prepare(&def, assets, budget));
         Ok(GraphHandle(prepared?))
     }
 

@@ -3,8 +3,8 @@
 pub(crate) mod guests;
 
 use mortise_host::{
-    Compiled, GraphRunner, Host, HostConfig, LoadRequest, Plugin, PluginLimits, PreparedGraph,
-    WorkerCommand,
+    Compiled, GraphBudget, GraphRunner, Host, HostConfig, LoadRequest, Plugin, PluginLimits,
+    PreparedGraph, WorkerCommand,
 };
 use mortise_types::{Assets, Bytes, GraphDef, Result, RunControl, Signature, Tensor, TensorSpec};
 use std::any::Any;
@@ -112,7 +112,12 @@ struct Graph {
 }
 
 impl GraphRunner for Runner {
-    fn prepare(&self, def: &GraphDef, _: &Assets) -> Result<Arc<dyn PreparedGraph>> {
+    fn prepare(
+        &self,
+        def: &GraphDef,
+        _: &Assets,
+        _: GraphBudget,
+    ) -> Result<Arc<dyn PreparedGraph>> {
         let spec = |name: &String| TensorSpec { name: name.clone(), ..def.inputs[0].clone() };
         let outputs = def.output_names.iter().map(spec).collect();
         let signature = Signature { inputs: def.inputs.clone(), outputs };

@@ -261,6 +261,11 @@ section! {
         max_graph_attribute_bytes: u64 = 64 << 20,
         /// Constants of one graph; weights in assets do not count.
         max_graph_constant_bytes: u64 = 256 << 20,
+        /// Memory that one graph takes of a GPU: weights, and the values of one
+        /// run.
+        max_graph_device_bytes: u64 = 8 << 30,
+        /// Dispatches of one run of a graph on a GPU.
+        max_graph_dispatches: u64 = 100_000,
         /// Traps, timeouts or limits hit in a row that put a plugin in
         /// quarantine.
         quarantine_after: u64 = 3,

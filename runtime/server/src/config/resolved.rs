@@ -306,6 +306,8 @@ fn plugins(raw: &raw::Plugins) -> PluginLimits {
         max_graph_nesting: raw.max_graph_nesting as usize,
         max_graph_attribute_bytes: raw.max_graph_attribute_bytes as usize,
         max_graph_constant_bytes: raw.max_graph_constant_bytes as usize,
+        max_graph_device_bytes: raw.max_graph_device_bytes,
+        max_graph_dispatches: raw.max_graph_dispatches,
         quarantine_after: u32::try_from(raw.quarantine_after).unwrap_or(u32::MAX),
         quarantine_backoff: Duration::from_millis(raw.quarantine_backoff_ms),
         quarantine_backoff_max: Duration::from_millis(raw.max_quarantine_backoff_ms),

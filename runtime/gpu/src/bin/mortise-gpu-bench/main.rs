@@ -1,11 +1,14 @@
 //! Measures the GPU's kernels and prints one JSON object as the last line.
 //! `tests/bench/gpu.sh` runs it and puts torch beside it.
 //!
-//! Usage: `mortise-gpu-bench [--adapter N] [--small]`; `--small` keeps to sizes
-//! that a software adapter can do.
+//! Usage: `mortise-gpu-bench [--adapter N] [--small] [--record]`; `--small` keeps
+//! to sizes that a software adapter can do, `--record` to what recording a
+//! dispatch costs.
 
-use mortise_compute::{CpuDevice, CpuOptions, compile_graph};
-use mortise_gpu::{Bench, GpuDevice, Weights, adapters};
+mod models;
+
+use mortise_compute::{CpuDevice, CpuOptions, Device, compile_graph};
+use mortise_gpu::{Bench, GpuDevice, RecordTimes, Weights, adapters};
 use mortise_graph::GraphLimits;
 use mortise_types::{
     Assets, DType, Error, GraphDef, NodeDef, Result, RunControl, Tensor, TensorSpec, ValueDef,
@@ -17,6 +20,7 @@ use std::time::{Duration, Instant};
 struct Options {
     adapter: usize,
     small: bool,
+    only_record: bool,
 }
 
 fn main() -> Result<()> {
@@ -29,10 +33,12 @@ fn main() -> Result<()> {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
     let found = adapters();
     let hardware = found.iter().find(|adapter| !adapter.is_software);
-    let mut options = Options { adapter: hardware.map_or(0, |a| a.index), small: false };
+    let mut options =
+        Options { adapter: hardware.map_or(0, |a| a.index), small: false, only_record: false };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--small" => options.small = true,
+            "--record" => options.only_record = true,
             "--adapter" => {
                 let index = arguments.next().and_then(|text| text.parse().ok());
                 options.adapter =
@@ -50,20 +56,29 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
 fn report(options: &Options) -> Result<Value> {
     let bench = Bench::open(options.adapter)?;
     eprintln!("measuring {}", bench.name());
+    if options.only_record {
+        return Ok(json!({ "machine": bench.name(), "record": record(&bench)? }));
+    }
     let bandwidth = bench.bandwidth(if options.small { 16 << 20 } else { 512 << 20 })?;
     let kernels = kernels(&bench, options, bandwidth)?;
-    let record = bench.record_time()?;
+    let device = GpuDevice::open(options.adapter, CpuDevice::new(CpuOptions { threads: 1 }), None)?;
+    let scale = if options.small { &models::SMALL } else { &models::FULL };
     Ok(json!({
         "machine": bench.name(),
         "bandwidth_gbs": bandwidth,
         "kernels": kernels,
-        "record_us": record.as_secs_f64() * 1e6,
-        "mlp_p50_us": mlp_p50_us(options)?,
-        "models": [],
-        "models_reason": "whole models are not part of this measurement yet",
+        "record": record(&bench)?,
+        "mlp_p50_us": mlp_p50_us(&*device, options)?,
+        "models": models::measure(&*device, scale)?,
         "bit_stable": null,
         "bit_stable_reason": "kernels for matrix units are not in this build",
     }))
+}
+
+fn record(bench: &Bench) -> Result<Value> {
+    let RecordTimes { ours, bare, unbound } = bench.record_times()?;
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    Ok(json!({ "us": us(ours), "bare_us": us(bare), "bare_unbound_us": us(unbound) }))
 }
 
 fn kernels(bench: &Bench, options: &Options, bandwidth: f64) -> Result<Vec<Value>> {
@@ -104,22 +119,26 @@ fn row(name: &str, shape: [usize; 3], ours: f64, unit: &str, share: Option<f64>)
 }
 
 /// The digits MLP, one row, from the request's tensor to the answer's.
-fn mlp_p50_us(options: &Options) -> Result<f64> {
-    let cpu = CpuDevice::new(CpuOptions { threads: 1 });
-    let device = GpuDevice::open(options.adapter, cpu, None)?;
+fn mlp_p50_us(device: &dyn Device, options: &Options) -> Result<f64> {
     let limits = GraphLimits::default();
-    let executable = compile_graph(&*device, &mlp()?, &Assets::default(), &limits)?;
+    let executable = compile_graph(device, &mlp()?, &Assets::default(), &limits)?;
     let input = Tensor::from_vec(&[1, 64], vec![0.5f32; 64])?;
     let control = RunControl::unbounded();
-    let mut times = Vec::new();
-    for _ in 0..if options.small { 200 } else { 3_000 } {
+    let rounds = if options.small { 200 } else { 3_000 };
+    let ms = median_ms(rounds, || executable.execute(vec![input.clone()], &control)?.wait())?;
+    Ok(ms * 1e3)
+}
+
+/// Milliseconds of the median run.
+fn median_ms(rounds: usize, mut run: impl FnMut() -> Result<Vec<Tensor>>) -> Result<f64> {
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
         let start = Instant::now();
-        executable.execute(vec![input.clone()], &control)?.wait()?;
+        run()?;
         times.push(start.elapsed());
     }
     times.sort_unstable();
-    let p50: Duration = times[times.len() / 2];
-    Ok(p50.as_secs_f64() * 1e6)
+    Ok(times[rounds / 2].as_secs_f64() * 1e3)
 }
 
 fn mlp() -> Result<GraphDef> {
