@@ -60,3 +60,18 @@ fn an_adapter_that_is_not_there_is_named() -> Result<()> {
     ensure!(message.contains("gpu:99"), "{message}");
     Ok(())
 }
+
+/// What a plugin may take of the device is its own, and the message says what
+/// to raise.
+#[test]
+fn a_plugin_over_its_budget_of_the_device_is_told() -> Result<()> {
+    let config = "[serving]\ndevice = \"gpu\"\n[plugin.onnx]\nmax_graph_device_bytes = 1000\n";
+    let server = Server::start_with(Options { config: config.to_owned(), ..Options::default() })?;
+    let model = std::fs::read(paths::demo("digits/model.onnx"))?;
+    let refused = server.admin()?.deploy("digits", &Deployment::onnx(model));
+    let message = format!("{:#}", refused.err().context("the model was deployed")?);
+    ensure!(message.contains("the limit max_graph_device_bytes = 1000 was hit"), "{message}");
+    let log = server.log();
+    ensure!(log.contains("gpu:"), "{log}");
+    Ok(())
+}

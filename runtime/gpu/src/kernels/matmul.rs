@@ -187,9 +187,12 @@ pub(crate) fn matmul(builder: &mut Builder<'_>, node: &NodeDef) -> Result<bool> 
     let Some(batch) = batch.filter(|_| a[rank_a - 1] == b[rank_b - 2]) else { return Ok(false) };
     let mut shape = batch.clone();
     shape.extend([a[rank_a - 2], b[rank_b - 1]]);
-    if let Some(bias) = call.bias
-        && builder.shape(bias).is_none_or(|bias| bias.as_slice() != &b[rank_b - 1..])
-    {
+    // One row, also as exporters of scikit-learn write it: [1, columns].
+    let is_row = |bias: Shape| {
+        let ones = bias.len().saturating_sub(1);
+        ones < 2 && bias.last() == b.last() && bias.iter().take(ones).all(|dim| *dim == 1)
+    };
+    if call.bias.is_some_and(|bias| !builder.shape(bias).is_some_and(is_row)) {
         return Ok(false);
     }
     emit(builder, &call, &batch, &shape)
