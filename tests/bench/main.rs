@@ -9,6 +9,7 @@ mod models;
 mod overload;
 mod peers;
 mod policies;
+mod quantize;
 mod report;
 mod rollouts;
 mod serve;
@@ -47,6 +48,8 @@ enum Bench {
     Rollouts(rollouts::Args),
     /// Whole models on the CPU device, beside onnxruntime.
     Models(models::Args),
+    /// Models with weights in fewer bits: size, speed and what it does to answers.
+    Quantize(quantize::Args),
     /// A canary with a model of the real Triton, which is killed in the middle.
     Upstream(upstream::Args),
     /// The floor itself: a bare hyper server, on a port that it prints.
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Bench::Policies(args) => policies::run(&args),
         Bench::Rollouts(args) => rollouts::run(&args),
         Bench::Models(args) => models::run(&args),
+        Bench::Quantize(args) => quantize::run(&args),
         Bench::Upstream(args) => upstream::run(&args),
         Bench::Floor => floor::run(),
     }

@@ -1,7 +1,7 @@
 //! `bench models`: whole models beside onnxruntime, in one run, on the same
 //! pinned cores, taking turns.
 
-mod native;
+pub(crate) mod native;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -36,10 +36,10 @@ pub(crate) struct Args {
 
 /// A model and one input for it, as the script wrote them down.
 #[derive(Deserialize)]
-struct Case {
-    name: String,
-    file: String,
-    batch: usize,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) file: String,
+    pub(crate) batch: usize,
     dtype: String,
     inputs: Vec<Input>,
 }
@@ -53,16 +53,15 @@ struct Input {
 }
 
 /// About how long one turn lasts.
-const TURN: Duration = Duration::from_millis(250);
+pub(crate) const TURN: Duration = Duration::from_millis(250);
 
 /// Between two turns: threads of either side that spin come to rest.
-const PAUSE: Duration = Duration::from_millis(30);
+pub(crate) const PAUSE: Duration = Duration::from_millis(30);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     pin(args.cores)?;
     let folder = made()?;
-    let manifest = std::fs::read(folder.join("manifest.json"))?;
-    let cases: Vec<Case> = serde_json::from_slice(&manifest)?;
+    let cases = cases(&folder)?;
     let mut peer = (!args.alone).then(|| Peer::start(&folder, args.cores)).transpose()?;
     let device = CpuDevice::new(CpuOptions { threads: args.cores });
     let mut rows = Vec::new();
@@ -81,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Pins this process and its children to the first cores it may use.
-fn pin(cores: usize) -> Result<()> {
+pub(crate) fn pin(cores: usize) -> Result<()> {
     ensure!(cores > 0, "--cores must be at least 1");
     // SAFETY: the sets are plain data, and the calls get their size.
     unsafe {
@@ -99,7 +98,7 @@ fn pin(cores: usize) -> Result<()> {
 }
 
 /// The folder of the models, made by the script when it is missing or older.
-fn made() -> Result<PathBuf> {
+pub(crate) fn made() -> Result<PathBuf> {
     let folder = match std::env::var_os("MORTISE_BENCH_MODELS") {
         Some(folder) => PathBuf::from(folder),
         None => paths::root().join("target/bench-models"),
@@ -115,6 +114,12 @@ fn made() -> Result<PathBuf> {
         ensure!(status.success(), "{} failed", script.display());
     }
     Ok(folder)
+}
+
+/// The models of a folder.
+pub(crate) fn cases(folder: &Path) -> Result<Vec<Case>> {
+    let manifest = std::fs::read(folder.join("manifest.json"))?;
+    Ok(serde_json::from_slice(&manifest)?)
 }
 
 fn script() -> PathBuf {
@@ -172,14 +177,18 @@ fn print_row(row: &Value) {
 }
 
 /// A compiled model with its inputs.
-struct Ours {
+pub(crate) struct Ours {
     exe: Arc<dyn Executable>,
     inputs: Vec<Tensor>,
 }
 
 impl Ours {
     fn new(device: &CpuDevice, folder: &Path, case: &Case) -> Result<Self> {
-        let exe = native::compile(device, &folder.join(&case.file))?;
+        Self::of(native::compile(device, &folder.join(&case.file))?, folder, case)
+    }
+
+    /// A model that was compiled in another way.
+    pub(crate) fn of(exe: Arc<dyn Executable>, folder: &Path, case: &Case) -> Result<Self> {
         let named = |name: &str| case.inputs.iter().find(|input| input.name == name);
         let inputs = exe
             .signature()
@@ -193,13 +202,13 @@ impl Ours {
         Ok(Self { exe, inputs })
     }
 
-    fn run(&self) -> Result<Vec<Tensor>> {
+    pub(crate) fn run(&self) -> Result<Vec<Tensor>> {
         let ticket = self.exe.execute(self.inputs.clone(), &RunControl::unbounded());
         ticket.and_then(mortise_compute::Ticket::wait).map_err(|error| anyhow!("{error}"))
     }
 
     /// Seconds of each of `count` runs.
-    fn turn(&self, count: usize) -> Result<Vec<f64>> {
+    pub(crate) fn turn(&self, count: usize) -> Result<Vec<f64>> {
         let mut seconds = Vec::with_capacity(count);
         for _ in 0..count {
             let start = Instant::now();
@@ -230,7 +239,7 @@ impl Ours {
     }
 }
 
-fn as_f64(tensor: &Tensor) -> Result<Vec<f64>> {
+pub(crate) fn as_f64(tensor: &Tensor) -> Result<Vec<f64>> {
     match tensor.dtype() {
         DType::F32 => Ok(tensor.as_slice::<f32>()?.iter().map(|&x| f64::from(x)).collect()),
         DType::I64 => Ok(tensor.as_slice::<i64>()?.iter().map(|&x| x as f64).collect()),

@@ -14,6 +14,7 @@ mod guests;
 mod operating;
 mod policies;
 mod protocol;
+mod quantize;
 mod recovery;
 mod replay;
 mod rollouts;

@@ -22,7 +22,17 @@ pub struct Deployment {
     pub tests: Option<(String, Vec<File>)>,
     /// How requests wait, merge and are limited; `null` for the defaults.
     pub serving: Value,
+    /// How weights are put into fewer bits.
+    pub quantize: Option<Quantize>,
     pub rollout: Option<Rollout>,
+}
+
+/// A mode, samples and the largest difference allowed.
+#[derive(Clone, Debug, Default)]
+pub struct Quantize {
+    pub mode: String,
+    pub samples: Option<File>,
+    pub max_error: Option<f64>,
 }
 
 /// How a version gets its traffic.
@@ -120,6 +130,12 @@ impl Deployment {
     #[must_use]
     pub fn rollout(mut self, rollout: Rollout) -> Self {
         self.rollout = Some(rollout);
+        self
+    }
+
+    #[must_use]
+    pub fn quantize(mut self, quantize: Quantize) -> Self {
+        self.quantize = Some(quantize);
         self
     }
 
@@ -233,6 +249,10 @@ impl Admin {
         if let Some((toml, data)) = &deployment.tests {
             let data = files_json(data, &mut upload)?;
             body["tests"] = json!({"upload": upload(toml.as_bytes())?, "data": data});
+        }
+        if let Some(Quantize { mode, samples, max_error }) = &deployment.quantize {
+            let samples = files_json(samples.as_slice(), &mut upload)?;
+            body["quantize"] = json!({"mode": mode, "samples": samples[0], "max_error": max_error});
         }
         if let Some(rollout) = &deployment.rollout {
             body["rollout"] = rollout_json(rollout, &mut upload)?;

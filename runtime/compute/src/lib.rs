@@ -9,8 +9,8 @@ pub use cpu::{CpuDevice, CpuOptions};
 pub use describe::{OperatorInfo, ValueInfo};
 
 use measure::Peaks;
-use mortise_graph::{Evaluate, GraphLimits, Plan};
-use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
+use mortise_graph::{Evaluate, GraphLimits, Plan, QuantReport, Quantisation};
+use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor, ValueId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,4 +140,36 @@ pub fn compile_graph(
 ) -> Result<Arc<dyn Executable>> {
     let plan = mortise_graph::plan(def, assets, limits, device.evaluate())?;
     device.compile(plan, limits)
+}
+
+/// As [`compile_graph`], with activations whose ranges
+/// [`compile_quantised`] may need as outputs behind those of the signature;
+/// returns their values in that order.
+///
+/// # Errors
+/// As [`compile_graph`].
+pub fn compile_observed(
+    device: &dyn Device,
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+) -> Result<(Arc<dyn Executable>, Vec<ValueId>)> {
+    let (plan, observed) = mortise_graph::plan_observed(def, assets, limits, device.evaluate())?;
+    Ok((device.compile(plan, limits)?, observed))
+}
+
+/// As [`compile_graph`], with weights in fewer bits.
+///
+/// # Errors
+/// As [`compile_graph`].
+pub fn compile_quantised(
+    device: &dyn Device,
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+    how: &Quantisation,
+) -> Result<(Arc<dyn Executable>, QuantReport)> {
+    let (plan, report) =
+        mortise_graph::plan_quantised(def, assets, limits, device.evaluate(), how)?;
+    Ok((device.compile(plan, limits)?, report))
 }

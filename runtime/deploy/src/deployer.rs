@@ -4,6 +4,7 @@ use crate::ensemble::ENSEMBLE;
 use crate::inspect::Inspection;
 use crate::memory::{Ledger, Reservation};
 use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
+use crate::quantize;
 use crate::request::{DeployRequest, NamedUpload};
 use crate::retire::Retirement;
 use crate::rollout::{Active, Hooks, Plan, Prepared, start_ticker};
@@ -350,8 +351,10 @@ impl Deployer {
             digests: blobs.clone(),
             ok: true,
             detail: format!(
-                "version {} of plugin {} is live",
-                subject.numbers.version, model.plugin
+                "version {} of plugin {}{} is live",
+                subject.numbers.version,
+                model.plugin,
+                quantize::note(subject.version.quantize.as_ref())
             ),
         };
         self.ctx.store.commit_live(&new, &audit)?;
@@ -364,6 +367,7 @@ impl Deployer {
             plugin_digest: model.plugin_digest.clone(),
             stages: Vec::new(),
             tests: warmed.report.clone(),
+            quantize: subject.version.quantize.as_ref().and_then(|info| info.report.clone()),
             merging: warmed.merging.clone(),
             memory_bytes: warmed.built.reservation.bytes(),
             rollout_weight_percent: None,
@@ -625,6 +629,9 @@ fn out_of_service(endpoint: &StoredEndpoint) -> Reversion {
 fn check_request(request: &DeployRequest, max_files: usize) -> Result<()> {
     check_name("endpoint", &request.name)?;
     request.serving.resolve()?;
+    quantize::check_request(request)?;
+    let samples = request.quantize.as_ref().and_then(|quantize| quantize.samples.as_ref());
+    samples.map_or(Ok(()), |file| check_name("file", &file.name))?;
     if request.version == Some(0) {
         return Err(Error::invalid("versions count from 1"));
     }

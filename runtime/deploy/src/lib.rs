@@ -18,6 +18,7 @@ mod generate;
 mod inspect;
 mod memory;
 mod pipeline;
+mod quantize;
 mod request;
 mod retire;
 mod rollout;
@@ -37,13 +38,16 @@ pub use inspect::{
     GraphInspection, Inspection, OperatorInspection, OutputInspection, StageInspection,
 };
 pub use memory::machine_memory_bytes;
+pub use quantize::{LeftInfo, QuantizeInfo, QuantizeMode, QuantizeReport};
 pub use request::{
-    DeployRequest, NamedUpload, PluginRef, RolloutRequest, TestUpload, TransformRequest,
+    DeployRequest, NamedUpload, PluginRef, QuantizeRequest, RolloutRequest, TestUpload,
+    TransformRequest,
 };
 pub use rollout::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
     RolloutStatus, SampledKeys, VariantTotals,
 };
+pub use selftest::difference::Difference;
 pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};
 pub use status::{
     AssetInfo, AuditEntry, AuditQuery, Deployed, EndpointState, EndpointStatus, GcReport,

@@ -6,14 +6,15 @@ use crate::config::DeployLimits;
 use crate::ensemble::{self, ENSEMBLE};
 use crate::generate;
 use crate::memory::{Ledger, Reservation};
-use crate::request::{DeployRequest, NamedUpload, PluginRef, RolloutRequest};
+use crate::quantize::{self, QuantizeInfo};
+use crate::request::{DeployRequest, NamedUpload, PluginRef, QuantizeRequest, RolloutRequest};
 use crate::rollout::Plan;
 use crate::selftest::{self, Report, SelfTest};
 use crate::status::{AssetInfo, Merging, PartInfo, RevisionInfo, VersionInfo};
 use crate::store::{Numbers, Pin, Store, Upload, now_ms};
 use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
 use crate::upstream::{self, UPSTREAM, UpstreamTarget, Upstreams};
-use mortise_host::{LoadRequest, PluginLimits, World};
+use mortise_host::{GraphRunner, LoadRequest, PluginLimits, World};
 use mortise_serve::{Registry, Revision, RevisionParts, Stage as ServeStage};
 use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl};
 use serde_json::{Map, Value};
@@ -169,27 +170,19 @@ impl<'a> Verified<'a> {
     /// When memory does not suffice, a part does not compile or load, or the
     /// parts do not fit each other.
     pub(crate) fn compile(self) -> Result<Compiled<'a>> {
-        let Self { subject, plugins } = self;
+        let Self { mut subject, plugins } = self;
         let must_compile = plugins.iter().any(|plugin| !plugin.is_compiled());
         if must_compile && matches!(subject.origin, Origin::Request { .. }) {
             // Known to be long, and a compiler inherits the priority.
             background::lower_priority();
         }
         let mut reservation = subject.ctx.ledger.reserve(subject.expected_bytes())?;
-        let parts: Vec<&PartInfo> = subject.parts().map(|(part, _)| part).collect();
-        let stages = parts.iter().zip(plugins).map(|(part, plugin)| {
-            let code = plugin.compile().map_err(|error| about(part, error))?;
-            subject.load(part, &*code).map_err(|error| about(part, error))
-        });
-        let stages = subject.ctx.registry.fuse_graphs(stages.collect::<Result<_>>()?);
-        let revision = Arc::new(Revision::new(RevisionParts {
-            endpoint: subject.endpoint.clone(),
-            number: subject.numbers.revision,
-            version: subject.numbers.version,
-            stages,
-            options: subject.version.serving.resolve()?,
-            created: UNIX_EPOCH + Duration::from_millis(subject.version.created_ms),
-        })?);
+        let codes = subject
+            .parts()
+            .zip(plugins)
+            .map(|((part, _), plugin)| plugin.compile().map_err(|error| about(part, error)));
+        let codes = codes.collect::<Result<Vec<_>>>()?;
+        let revision = Arc::new(subject.connect(&codes)?);
         reservation.resize(subject.actual_bytes(&revision))?;
         Ok(Compiled { subject, built: Built { revision, reservation } })
     }
@@ -262,14 +255,70 @@ impl Subject<'_> {
         transforms.chain([(&self.version.model, World::Model)])
     }
 
-    fn load(&self, part: &PartInfo, code: &dyn CompiledPlugin) -> Result<ServeStage> {
+    /// Loads and connects the parts. A version that is to be quantised learns
+    /// how that went.
+    fn connect(&mut self, codes: &[Box<dyn CompiledPlugin>]) -> Result<Revision> {
+        let ctx = self.ctx;
+        let Some(mut info) = self.version.quantize.take() else {
+            let stages = self.stages(codes, ctx.registry.runner())?;
+            return self.revision(ctx.registry.fuse_graphs(stages));
+        };
+        // Not fused with transforms: only the model's own weights are counted.
+        let build = |runner| self.revision(self.stages(codes, runner)?);
+        let revision = match self.origin {
+            Origin::Store => quantize::rebuild(&info, &ctx.registry, &build)?,
+            Origin::Request { .. } => {
+                let deadline = Instant::now() + ctx.limits.self_test_timeout;
+                let samples = info.samples.clone();
+                let bytes = samples.as_ref().map(|info| ctx.store.map(&info.digest)).transpose()?;
+                let samples = samples.as_ref().zip(bytes).map(|(info, bytes)| (&*info.name, bytes));
+                quantize::first_build(&mut info, &ctx.registry, samples, deadline, &build)?
+            }
+        };
+        self.version.quantize = Some(info);
+        Ok(revision)
+    }
+
+    /// The parts, loaded; `runner` prepares the model's graphs.
+    fn stages(
+        &self,
+        codes: &[Box<dyn CompiledPlugin>],
+        runner: Arc<dyn GraphRunner>,
+    ) -> Result<Vec<ServeStage>> {
+        let stages = self.parts().zip(codes).map(|((part, world), code)| {
+            let runner = match world {
+                World::Model => runner.clone(),
+                _ => self.ctx.registry.runner(),
+            };
+            self.load(part, &**code, runner).map_err(|error| about(part, error))
+        });
+        stages.collect()
+    }
+
+    fn revision(&self, stages: Vec<ServeStage>) -> Result<Revision> {
+        Revision::new(RevisionParts {
+            endpoint: self.endpoint.clone(),
+            number: self.numbers.revision,
+            version: self.numbers.version,
+            stages,
+            options: self.version.serving.resolve()?,
+            created: UNIX_EPOCH + Duration::from_millis(self.version.created_ms),
+        })
+    }
+
+    fn load(
+        &self,
+        part: &PartInfo,
+        code: &dyn CompiledPlugin,
+        runner: Arc<dyn GraphRunner>,
+    ) -> Result<ServeStage> {
         code.load(LoadRequest {
             plugin: part.plugin.clone(),
             endpoint: self.endpoint.clone(),
             config_json: Value::Object(part.config.clone()).to_string(),
             assets: self.assets(&part.assets)?,
             limits: self.ctx.limits_of(&part.plugin).clone(),
-            runner: self.ctx.registry.runner(),
+            runner,
         })
     }
 
@@ -348,6 +397,7 @@ impl Intake<'_> {
             tests_digest,
             test_data,
             serving: request.serving,
+            quantize: request.quantize.map(|quantize| self.quantize(quantize)),
         };
         Ok((request.name, version))
     }
@@ -390,6 +440,12 @@ impl Intake<'_> {
             }
         };
         Ok(PartInfo { plugin, plugin_digest, assets: self.files(assets), config })
+    }
+
+    fn quantize(&mut self, request: QuantizeRequest) -> QuantizeInfo {
+        let QuantizeRequest { mode, samples, max_error } = request;
+        let samples = self.files(samples.into_iter().collect()).pop();
+        QuantizeInfo { mode, samples, max_error, ranges: BTreeMap::new(), report: None }
     }
 
     fn files(&mut self, files: Vec<NamedUpload>) -> Vec<AssetInfo> {
@@ -478,7 +534,8 @@ impl Context {
 pub(crate) fn files(version: &VersionInfo) -> Vec<String> {
     let parts = || version.transforms.iter().chain([&version.model]);
     let plugins = parts().map(|part| &part.plugin_digest);
-    let assets = parts().flat_map(|part| &part.assets).chain(&version.test_data);
+    let samples = version.quantize.iter().filter_map(|info| info.samples.as_ref());
+    let assets = parts().flat_map(|part| &part.assets).chain(&version.test_data).chain(samples);
     let assets = assets.map(|asset| &asset.digest);
     let all: BTreeSet<&String> = plugins.chain(&version.tests_digest).chain(assets).collect();
     all.into_iter().cloned().collect()

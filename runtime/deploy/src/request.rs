@@ -1,3 +1,4 @@
+use crate::quantize::QuantizeMode;
 use crate::rollout::RolloutHook;
 use crate::serving::ServingInfo;
 use crate::store::Upload;
@@ -23,6 +24,8 @@ pub struct DeployRequest {
     pub serving: ServingInfo,
     /// Checked before the deployment goes live; see [`crate::selftest`].
     pub tests: Option<TestUpload>,
+    /// Puts the model's weights into fewer bits.
+    pub quantize: Option<QuantizeRequest>,
     /// Gives the version a share of the traffic instead of all of it.
     pub rollout: Option<RolloutRequest>,
     /// Who deploys, for the audit log.
@@ -41,6 +44,17 @@ pub struct RolloutRequest {
     /// `input:NAME`.
     pub key: Option<String>,
     pub hook: Option<RolloutHook>,
+}
+
+/// How a model's weights are put into fewer bits.
+pub struct QuantizeRequest {
+    pub mode: QuantizeMode,
+    /// Rows of CSV, or examples in JSON: what `int8-static` finds ranges on, and
+    /// what answers are compared on. Made-up inputs take their place otherwise.
+    pub samples: Option<NamedUpload>,
+    /// The largest difference that an output may have from what it was, in its
+    /// own units; any without it.
+    pub max_error: Option<f64>,
 }
 
 /// One transform in front of the model.

@@ -71,9 +71,11 @@
 //! inputs, such a limit is passed over and the report says so.
 
 mod checks;
+pub(crate) mod difference;
 mod holdout;
 mod limit;
 pub(crate) mod merging;
+pub(crate) mod sample;
 mod values;
 
 use checks::{Example, Invariance, Range};
@@ -83,7 +85,8 @@ use mortise_types::{Bytes, Error, Result, RunControl, Signature, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
-use values::{Named, tensors};
+pub(crate) use values::Named;
+use values::tensors;
 
 /// What the tests run against.
 pub trait Subject {

@@ -1,5 +1,6 @@
 //! What the admin API shows. These types are serialised as they are.
 
+use crate::quantize::{QuantizeInfo, QuantizeReport};
 use crate::selftest::Report;
 use crate::serving::ServingInfo;
 use crate::stage::{Stage, StageTiming};
@@ -20,6 +21,8 @@ pub struct Deployed {
     pub stages: Vec<StageTiming>,
     /// `None` when the deployment carried no tests.
     pub tests: Option<Report>,
+    /// What quantising did; `None` when it was not asked for.
+    pub quantize: Option<QuantizeReport>,
     /// Whether requests may be merged, and if not, why.
     pub merging: Merging,
     /// Bytes reserved for the new revision: weights, arena, instances.
@@ -117,6 +120,9 @@ pub struct VersionInfo {
     /// How requests wait, merge and are limited.
     #[serde(default)]
     pub serving: ServingInfo,
+    /// How its weights were put into fewer bits, if they were.
+    #[serde(default)]
+    pub quantize: Option<QuantizeInfo>,
 }
 
 /// A plugin with what it was given.

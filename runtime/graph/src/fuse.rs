@@ -4,6 +4,7 @@
 
 mod chains;
 mod conv_norm;
+mod quantised;
 
 use crate::Evaluate;
 use crate::infer::infer_body;
@@ -20,7 +21,14 @@ pub const FUSED_DOMAIN: &str = "mortise.fused";
 pub(crate) fn fuse(draft: &mut Draft, device: &dyn Evaluate) {
     infer_body(&draft.body, &draft.constants, &mut draft.facts);
     conv_norm::fold(draft);
-    const PATTERNS: [Pattern; 4] = [gelu, layer_norm, product_bias, product_activation];
+    const PATTERNS: [Pattern; 6] = [
+        gelu,
+        layer_norm,
+        product_bias,
+        product_activation,
+        quantised::bias,
+        quantised::activation,
+    ];
     for pattern in PATTERNS {
         replace(draft, device, pattern);
     }
@@ -89,10 +97,15 @@ impl<'a> Finder<'a> {
         known.unwrap_or_else(|| vec![node.op.to_string()])
     }
 
+    /// The node that writes `value`.
+    fn writer(&self, value: ValueId) -> Option<&'a NodeDef> {
+        let index = *self.makers.get(value.index())?;
+        self.draft.body.nodes.get(index?)
+    }
+
     /// The node of type `op` that writes `value`.
     fn maker(&self, value: ValueId, op: &str) -> Option<&'a NodeDef> {
-        let index = *self.makers.get(value.index())?;
-        let node = self.draft.body.nodes.get(index?)?;
+        let node = self.writer(value)?;
         (&*node.op == op && is_standard(node) && node.outputs.first() == Some(&Some(value)))
             .then_some(node)
     }
@@ -142,6 +155,11 @@ impl<'a> Finder<'a> {
         let shape = |value: ValueId| self.draft.facts.get(value.index())?.shape.as_deref();
         let (Some([_, a @ ..]), Some([_, b @ ..])) = (shape(a), shape(b)) else { return false };
         a == b && a.iter().all(|size| *size > 0)
+    }
+
+    /// The size of the last dimension.
+    fn last_size(&self, value: ValueId) -> Option<usize> {
+        usize::try_from(*self.draft.facts.get(value.index())?.shape.as_ref()?.last()?).ok()
     }
 
     fn rank(&self, value: ValueId) -> Option<usize> {

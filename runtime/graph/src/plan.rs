@@ -1,4 +1,5 @@
 use crate::infer::{Fact, infer_body};
+use crate::quantise::{self, QuantReport, Quantisation};
 use crate::{GraphLimits, fold, fuse, prune, rows, validate, weights};
 use mortise_types::{
     Assets, DType, GraphBody, GraphDef, NodeDef, Result, RunControl, Shape, Signature, TensorSpec,
@@ -21,27 +22,41 @@ pub fn plan(
     limits: &GraphLimits,
     device: &dyn Evaluate,
 ) -> Result<Plan> {
-    let deadline = Instant::now().checked_add(limits.max_plan_time);
-    let control = RunControl::new(deadline, limits.max_loop_iterations);
-    validate::validate(def, limits)?;
-    validate::check_operators(&def.body, device)?;
-    validate::check_outputs(def)?;
-    let mut draft = Draft {
-        body: def.body.clone(),
-        constants: weights::resolve(def, assets, limits)?,
-        facts: vec![Fact::default(); def.values.len()],
-        origins: Origins::new(),
-    };
-    draft.describe_inputs(def);
-    prune::prune(&mut draft);
-    fold::fold(&mut draft, limits, device, &control)?;
-    fuse::fuse(&mut draft, device);
-    prune::prune(&mut draft);
-    infer_body(&draft.body, &draft.constants, &mut draft.facts);
-    let signature = draft.signature(def);
-    let rows_independent = rows::rows_independent(&draft);
-    let Draft { body, constants, facts, origins } = draft;
-    Ok(Plan { body, constants, facts, origins, signature, rows_independent })
+    Ok(Draft::folded(def, assets, limits, device)?.finish(def, device))
+}
+
+/// As [`plan`], with weights in fewer bits.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_quantised(
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+    device: &dyn Evaluate,
+    how: &Quantisation,
+) -> Result<(Plan, QuantReport)> {
+    let mut draft = Draft::folded(def, assets, limits, device)?;
+    let report = quantise::quantise(&mut draft, how, device);
+    Ok((draft.finish(def, device), report))
+}
+
+/// As [`plan`], for finding the ranges that [`plan_quantised`] takes: the
+/// activations whose ranges count are outputs behind those of the graph, and
+/// are returned in that order.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_observed(
+    def: &GraphDef,
+    assets: &Assets,
+    limits: &GraphLimits,
+    device: &dyn Evaluate,
+) -> Result<(Plan, Vec<ValueId>)> {
+    let mut draft = Draft::folded(def, assets, limits, device)?;
+    let observed = quantise::activations(&draft);
+    draft.body.outputs.extend(&observed);
+    Ok((draft.finish(def, device), observed))
 }
 
 /// By the first output of a node that fusion made: the operators that it
@@ -129,6 +144,49 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// A checked graph with its constants folded.
+    fn folded(
+        def: &GraphDef,
+        assets: &Assets,
+        limits: &GraphLimits,
+        device: &dyn Evaluate,
+    ) -> Result<Self> {
+        let deadline = Instant::now().checked_add(limits.max_plan_time);
+        let control = RunControl::new(deadline, limits.max_loop_iterations);
+        validate::validate(def, limits)?;
+        validate::check_operators(&def.body, device)?;
+        validate::check_outputs(def)?;
+        let mut draft = Self {
+            body: def.body.clone(),
+            constants: weights::resolve(def, assets, limits)?,
+            facts: vec![Fact::default(); def.values.len()],
+            origins: Origins::new(),
+        };
+        draft.describe_inputs(def);
+        prune::prune(&mut draft);
+        fold::fold(&mut draft, limits, device, &control)?;
+        prune::prune(&mut draft);
+        Ok(draft)
+    }
+
+    fn finish(mut self, def: &GraphDef, device: &dyn Evaluate) -> Plan {
+        fuse::fuse(&mut self, device);
+        prune::prune(&mut self);
+        infer_body(&self.body, &self.constants, &mut self.facts);
+        let signature = self.signature(def);
+        let rows_independent = rows::rows_independent(&self);
+        let Self { body, constants, facts, origins } = self;
+        Plan { body, constants, facts, origins, signature, rows_independent }
+    }
+
+    /// A constant that the graph did not have.
+    pub(crate) fn add_constant(&mut self, constant: Value) -> ValueId {
+        let id = ValueId(self.facts.len() as u32);
+        self.facts.push(Fact::of(&constant));
+        self.constants.push(Some(constant));
+        id
+    }
+
     fn describe_inputs(&mut self, def: &GraphDef) {
         for (fact, constant) in self.facts.iter_mut().zip(&self.constants) {
             *fact = constant.as_ref().map(Fact::of).unwrap_or_default();

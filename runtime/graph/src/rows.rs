@@ -160,6 +160,14 @@ impl Step<'_> {
             | "Or" | "Xor" | "PRelu" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" | "FastGelu"
             | "BiasGelu" => self.broadcasts()?,
             "MatMul" | "MatMulBias" | "FusedMatMul" => self.product(first)?,
+            // Activations are quantised row by row, or not at all.
+            "MatMulInt8" | "MatMulHalf" | "MatMulNBits" => {
+                self.row(first) && self.rest_constant(1) && rank? >= 2
+            }
+            "GatherRows" => {
+                let indices = self.input(1)?;
+                self.constant(first) && self.row(indices)
+            }
             "Gemm" | "FusedGemm" => {
                 let plain = self.int("transA", 0) == 0 && self.row(first);
                 plain && self.rest_constant(1) && self.input(2).is_none_or(|c| self.flat(c, 2))

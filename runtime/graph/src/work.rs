@@ -20,7 +20,7 @@ pub struct Work {
 
 /// Reads of its first input what its second one says, not all of it.
 fn is_lookup(node: &NodeDef) -> bool {
-    matches!(&*node.op, "Gather" | "GatherND" | "GatherElements")
+    matches!(&*node.op, "Gather" | "GatherRows" | "GatherND" | "GatherElements")
 }
 
 impl Plan {
@@ -54,6 +54,8 @@ impl Plan {
             | "MatMulInteger"
             | "MatMulIntegerToFloat"
             | "QLinearMatMul"
+            | "MatMulHalf"
+            | "MatMulInt8"
             | "MatMulNBits" => Some(2 * written * *input(0)?.last()? as u64),
             "Gemm" | "FusedGemm" => {
                 let turned = matches!(node.attribute("transA"), Some(Attribute::Int(1)));

@@ -6,11 +6,12 @@ use crate::lineup::Lineup;
 use crate::pool::{PoolSize, WorkerPool};
 use crate::reaper::{Drain, Draining, Reaper};
 use crate::revision::Revision;
-use crate::runner::Runner;
+use crate::runner::{Baseline, GraphRanges, Quantiser, Runner};
 use crate::shadow::Shadows;
 use crate::stage::Stage;
 use arc_swap::ArcSwap;
 use mortise_compute::{CpuDevice, CpuOptions, Device};
+use mortise_graph::Precision;
 use mortise_host::GraphRunner;
 use mortise_types::{Error, Result};
 use parking_lot::Mutex;
@@ -82,6 +83,18 @@ impl Registry {
     /// Fuses transforms that are graphs with the model's graph, where they fit.
     pub fn fuse_graphs(&self, stages: Vec<Stage>) -> Vec<Stage> {
         self.runner.fuse(stages)
+    }
+
+    /// Prepares graphs as they are, for comparing with and, with `observes`,
+    /// for finding the ranges of their activations.
+    pub fn baseline(&self, observes: bool) -> Arc<Baseline> {
+        Baseline::new(self.runner.clone(), observes)
+    }
+
+    /// Prepares graphs with weights in fewer bits. `ranges` are those that
+    /// [`Baseline::ranges`] gave, and empty unless the precision needs them.
+    pub fn quantiser(&self, precision: Precision, ranges: GraphRanges) -> Arc<Quantiser> {
+        Quantiser::new(self.runner.clone(), precision, ranges)
     }
 
     pub fn config(&self) -> &ServeConfig {

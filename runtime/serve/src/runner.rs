@@ -1,7 +1,7 @@
 use crate::runner::digest::graph_digest;
 use crate::stage::{Stage, StageRun};
 use mortise_compute::{Device, Executable, compile_graph};
-use mortise_graph::{GraphLimits, join, joined_asset};
+use mortise_graph::{GraphLimits, Precision, QuantReport, join, joined_asset};
 use mortise_host::{GraphBudget, GraphRunner, PreparedGraph};
 use mortise_types::{Assets, GraphDef, Result, RunControl, Signature, Tensor};
 use parking_lot::Mutex;
@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 mod digest;
+mod quantised;
+
+pub use quantised::{Baseline, GraphRanges, QuantSummary, Quantiser};
 
 /// Prepares graphs on a device. Equal graphs over equal assets are prepared
 /// once, whichever plugin instance, plugin or endpoint asks.
@@ -34,6 +37,10 @@ pub struct CompiledGraph {
     def: GraphDef,
     assets: Assets,
     budget: GraphBudget,
+    /// What became of the weights, if they are in fewer bits.
+    quantised: Option<(Precision, QuantReport)>,
+    /// Sees the activations that the executable gives behind its outputs.
+    observed: Option<quantised::Observed>,
 }
 
 impl Runner {
@@ -107,6 +114,42 @@ fn joined_assets(graphs: &[Arc<CompiledGraph>]) -> Assets {
     Assets::new(joined)
 }
 
+impl Runner {
+    fn prepare_plain(
+        &self,
+        def: &GraphDef,
+        assets: &Assets,
+        budget: GraphBudget,
+    ) -> Result<Arc<CompiledGraph>> {
+        self.share((graph_digest(def, assets), budget), |runner| {
+            let executable =
+                compile_graph(&*runner.device, def, assets, &runner.limits_of(budget))?;
+            Ok(CompiledGraph::new(executable, def, assets, budget))
+        })
+    }
+
+    fn limits_of(&self, budget: GraphBudget) -> GraphLimits {
+        let GraphBudget { max_device_bytes, max_dispatches } = budget;
+        GraphLimits { max_device_bytes, max_dispatches, ..self.limits.clone() }
+    }
+
+    /// The graph of this key, compiled now unless somebody holds it.
+    fn share(
+        &self,
+        key: Key,
+        compile: impl FnOnce(&Self) -> Result<CompiledGraph>,
+    ) -> Result<Arc<CompiledGraph>> {
+        let slot = self.slot(key);
+        let mut known = slot.0.lock();
+        if let Some(prepared) = known.upgrade() {
+            return Ok(prepared);
+        }
+        let prepared = Arc::new(compile(self)?);
+        *known = Arc::downgrade(&prepared);
+        Ok(prepared)
+    }
+}
+
 impl GraphRunner for Runner {
     fn prepare(
         &self,
@@ -114,22 +157,21 @@ impl GraphRunner for Runner {
         assets: &Assets,
         budget: GraphBudget,
     ) -> Result<Arc<dyn PreparedGraph>> {
-        let slot = self.slot((graph_digest(def, assets), budget));
-        let mut known = slot.0.lock();
-        if let Some(prepared) = known.upgrade() {
-            return Ok(prepared);
-        }
-        let GraphBudget { max_device_bytes, max_dispatches } = budget;
-        let limits = GraphLimits { max_device_bytes, max_dispatches, ..self.limits.clone() };
-        let executable = compile_graph(&*self.device, def, assets, &limits)?;
-        let (def, assets) = (def.clone(), assets.clone());
-        let prepared = Arc::new(CompiledGraph { executable, def, assets, budget });
-        *known = Arc::downgrade(&prepared);
-        Ok(prepared)
+        Ok(self.prepare_plain(def, assets, budget)?)
     }
 }
 
 impl CompiledGraph {
+    fn new(
+        executable: Arc<dyn Executable>,
+        def: &GraphDef,
+        assets: &Assets,
+        budget: GraphBudget,
+    ) -> Self {
+        let (def, assets) = (def.clone(), assets.clone());
+        Self { executable, def, assets, budget, quantised: None, observed: None }
+    }
+
     pub fn executable(&self) -> &Arc<dyn Executable> {
         &self.executable
     }
@@ -142,6 +184,15 @@ impl CompiledGraph {
     /// What the weights of [`CompiledGraph::def`] are ranges of.
     pub fn assets(&self) -> &Assets {
         &self.assets
+    }
+
+    /// What weights were put into, if they were.
+    pub(crate) fn precision(&self) -> Option<Precision> {
+        self.quantised.as_ref().map(|(precision, _)| *precision)
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.executable.footprint().weight_bytes as u64
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
@@ -160,7 +211,12 @@ impl PreparedGraph for CompiledGraph {
     }
 
     fn run(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
-        self.executable.execute(inputs, control)?.wait()
+        let mut outputs = self.executable.execute(inputs, control)?.wait()?;
+        if let Some(observed) = &self.observed {
+            let count = self.signature().outputs.len().min(outputs.len());
+            observed.see(&outputs.split_off(count));
+        }
+        Ok(outputs)
     }
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

@@ -100,6 +100,11 @@ impl Stage {
         graph.clone().as_any().downcast().ok()
     }
 
+    /// `int8`: what the weights of the stage's graph were put into, if they were.
+    pub fn precision(&self) -> Option<&'static str> {
+        self.graph()?.precision().map(|precision| precision.name())
+    }
+
     /// Whether the device has proven that rows do not mix.
     pub(crate) fn rows_independent(&self) -> bool {
         match &self.run {

@@ -36,6 +36,8 @@ pub(crate) enum Bench {
     Rollouts,
     /// Whole models on the CPU device, beside onnxruntime on the same cores.
     Models,
+    /// Models with weights in fewer bits: size, speed and what it does to answers.
+    Quantize,
     /// A canary with a model of the real Triton, which is killed in the middle.
     Upstream,
 }
@@ -61,7 +63,7 @@ pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Resu
     if what == Bench::Peers {
         command = command.env("MORTISE_BENCH_PEERS", peers::prepare(workspace)?);
     }
-    if what == Bench::Models {
+    if matches!(what, Bench::Models | Bench::Quantize) {
         let python = python::environment(workspace, "venv", "tests/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);
     }

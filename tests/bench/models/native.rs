@@ -25,13 +25,18 @@ type Imported<T> = mortise_plugin_sdk::Result<T>;
 
 /// Compiles a file for `device`.
 pub(crate) fn compile(device: &CpuDevice, path: &Path) -> Result<Arc<dyn Executable>> {
+    let (graph, assets) = load(path)?;
+    compile_graph(device, &graph, &assets, &GraphLimits::default())
+        .map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+/// The graph of a file, and the asset that its weights are in.
+pub(crate) fn load(path: &Path) -> Result<(GraphDef, Assets)> {
     let file = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let bytes = Bytes::from(file);
     let graph = graph(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))?;
     let asset = Asset { digest: "".into(), bytes };
-    let assets = Assets::new(BTreeMap::from([(MODEL.to_owned(), asset)]));
-    compile_graph(device, &graph, &assets, &GraphLimits::default())
-        .map_err(|error| anyhow!("{}: {error}", path.display()))
+    Ok((graph, Assets::new(BTreeMap::from([(MODEL.to_owned(), asset)]))))
 }
 
 fn graph(bytes: &[u8]) -> Imported<GraphDef> {

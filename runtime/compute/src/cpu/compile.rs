@@ -5,6 +5,7 @@ use crate::cpu::registry;
 use mortise_graph::Plan;
 use mortise_types::{Attribute, Error, GraphBody, NodeDef, Result, Value, ValueId};
 use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -41,15 +42,21 @@ pub(crate) enum Arg {
     Constant(Value),
 }
 
+/// The program of a plan, and the constants that it keeps as they are; what is
+/// missing of them was packed by operators.
+///
 /// # Errors
 /// `Unsupported` when an operator is missing; `InvalidInput` for attributes or
 /// constants that do not fit.
-pub(crate) fn compile(plan: &Plan) -> Result<Program> {
-    Compiler { plan }.program(&plan.body, &HashMap::new())
+pub(crate) fn compile(plan: &Plan) -> Result<(Program, HashSet<ValueId>)> {
+    let compiler = Compiler { plan, kept: RefCell::default() };
+    let program = compiler.program(&plan.body, &HashMap::new())?;
+    Ok((program, compiler.kept.into_inner()))
 }
 
 struct Compiler<'a> {
     plan: &'a Plan,
+    kept: RefCell<HashSet<ValueId>>,
 }
 
 /// Slots while a program is being laid out.
@@ -128,7 +135,8 @@ impl Compiler<'_> {
             node.inputs.iter().map(|input| self.constant((*input)?).cloned()).collect();
         op.prepare(&constants).map_err(|error| error.context(node.describe()))?;
         let subgraphs = self.subgraphs(node, &slots.of_value)?;
-        let (args, drops) = self.operands(node, index, last_use, slots)?;
+        let holds = |position: usize| op.holds(position);
+        let (args, drops) = self.operands(node, index, (last_use, &holds), slots)?;
         let outputs = node
             .outputs
             .iter()
@@ -151,12 +159,16 @@ impl Compiler<'_> {
         &self,
         node: &NodeDef,
         index: usize,
-        last_use: &LastUse,
+        (last_use, holds): (&LastUse, &dyn Fn(usize) -> bool),
         slots: &mut Slots,
     ) -> Result<(SmallVec<[Arg; 4]>, Vec<u32>)> {
         let captured: HashSet<ValueId> = subgraphs(node).flat_map(|b| free_values(b)).collect();
         let mut args = SmallVec::new();
         for (position, input) in node.inputs.iter().enumerate() {
+            if holds(position) {
+                args.push(Arg::Absent);
+                continue;
+            }
             let later = &node.inputs[position + 1..];
             let last = input.is_some_and(|value| {
                 last_use.get(&value) == Some(&index)
@@ -175,6 +187,7 @@ impl Compiler<'_> {
     fn operand(&self, input: Option<ValueId>, last: bool, slots: &mut Slots) -> Result<Arg> {
         let Some(value) = input else { return Ok(Arg::Absent) };
         if let Some(constant) = self.constant(value) {
+            self.kept.borrow_mut().insert(value);
             return Ok(Arg::Constant(constant.clone()));
         }
         let slot = slots.of_value.get(&value).copied();

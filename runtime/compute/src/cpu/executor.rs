@@ -10,6 +10,7 @@ use mortise_types::{
     Error, GraphBody, Result, RunControl, Signature, Tensor, TensorSpec, VARIABLE, Value, ValueId,
 };
 use smallvec::SmallVec;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,13 +45,16 @@ const POOL_WORTH: Duration = Duration::from_micros(400);
 
 impl CpuExecutable {
     pub(crate) fn new(
-        plan: Plan,
-        program: Program,
+        mut plan: Plan,
+        (program, kept): (Program, HashSet<ValueId>),
         limits: &GraphLimits,
         pool: Option<Arc<rayon::ThreadPool>>,
     ) -> Self {
         let packed_copies = program.packed_bytes();
         let has_loops = program.steps.iter().any(|step| !step.subgraphs.is_empty());
+        for (index, constant) in plan.constants.iter_mut().enumerate() {
+            constant.take_if(|_| !kept.contains(&ValueId(index as u32)));
+        }
         let constants: usize = plan.constants.iter().flatten().map(byte_len).sum();
         let footprint = Footprint {
             weight_bytes: constants + packed_copies,

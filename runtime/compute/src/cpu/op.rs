@@ -31,6 +31,12 @@ pub(crate) trait Operator: Send + Sync {
         Ok(())
     }
 
+    /// Whether `prepare` took all it needs of an input, so that the program
+    /// need not keep the constant: `run` then finds the input absent.
+    fn holds(&self, _input: usize) -> bool {
+        false
+    }
+
     /// Bytes that `prepare` copied into a layout of its own.
     fn packed_bytes(&self) -> usize {
         0

@@ -82,8 +82,13 @@ const MICROSOFT: &[&[Entry]] = &[
 ];
 
 /// Operators that only the planner writes.
-const FUSED: &[&[Entry]] =
-    &[attention::FUSED_ENTRIES, conv::FUSED_ENTRIES, matmul::FUSED_ENTRIES, quant::FUSED_ENTRIES];
+const FUSED: &[&[Entry]] = &[
+    attention::FUSED_ENTRIES,
+    conv::FUSED_ENTRIES,
+    matmul::FUSED_ENTRIES,
+    quant::FUSED_ENTRIES,
+    quant::WEIGHT_ENTRIES,
+];
 
 #[cfg(test)]
 mod tests {

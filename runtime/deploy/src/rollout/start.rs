@@ -105,6 +105,7 @@ impl Deployer {
             plugin_digest: subject.version.model.plugin_digest.clone(),
             stages: Vec::new(),
             tests: warmed.report.clone(),
+            quantize: subject.version.quantize.as_ref().and_then(|info| info.report.clone()),
             merging: warmed.merging.clone(),
             memory_bytes: warmed.built.reservation.bytes(),
             rollout_weight_percent: Some(percent(row.weight)),

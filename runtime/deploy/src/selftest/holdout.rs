@@ -345,7 +345,7 @@ impl Answers {
 }
 
 /// The first dimension is the batch; the columns fill the others.
-fn input_shape(spec: &TensorSpec, rows: usize, columns: usize) -> Result<Vec<usize>> {
+pub(super) fn input_shape(spec: &TensorSpec, rows: usize, columns: usize) -> Result<Vec<usize>> {
     let rest = spec.shape.get(1..).unwrap_or_default();
     let fixed: Option<Vec<usize>> = rest.iter().map(|&dim| usize::try_from(dim).ok()).collect();
     let tail = match (fixed, rest) {
@@ -361,7 +361,7 @@ fn input_shape(spec: &TensorSpec, rows: usize, columns: usize) -> Result<Vec<usi
     Ok([rows].into_iter().chain(tail).collect())
 }
 
-fn parse_field(field: &str, dtype: DType) -> Result<Value> {
+pub(super) fn parse_field(field: &str, dtype: DType) -> Result<Value> {
     if dtype == DType::String {
         return Ok(Value::from(field));
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Tensors with their names.
-pub(super) type Named = Vec<(String, Tensor)>;
+pub(crate) type Named = Vec<(String, Tensor)>;
 
 /// Values with their names, as written in a test file.
 pub(super) type Written = BTreeMap<String, Value>;

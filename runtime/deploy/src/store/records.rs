@@ -1,6 +1,7 @@
 //! Rows in and out of the database.
 
 use super::{Store, db_error, now_ms};
+use crate::quantize::QuantizeInfo;
 use crate::serving::ServingInfo;
 use crate::status::{AssetInfo, AuditEntry, AuditQuery, PartInfo, RevisionInfo, VersionInfo};
 use mortise_types::{Error, Result};
@@ -57,6 +58,8 @@ struct Parts {
     /// Absent from versions older than it.
     #[serde(default)]
     serving: ServingInfo,
+    #[serde(default)]
+    quantize: Option<QuantizeInfo>,
 }
 
 const SELECT_REVISION: &str = "
@@ -275,6 +278,7 @@ pub(super) fn insert_version(tx: &Transaction<'_>, new: &NewRevision<'_>) -> rus
         tests_digest: version.tests_digest.clone(),
         test_data: version.test_data.clone(),
         serving: version.serving.clone(),
+        quantize: version.quantize.clone(),
     };
     let parts = serde_json::to_string(&parts)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
@@ -382,6 +386,7 @@ fn revision_info(row: &Row<'_>) -> rusqlite::Result<RevisionInfo> {
             tests_digest: parts.tests_digest,
             test_data: parts.test_data,
             serving: parts.serving,
+            quantize: parts.quantize,
         },
     })
 }

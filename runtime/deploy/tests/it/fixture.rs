@@ -163,6 +163,7 @@ impl Fixture {
             config: serde_json::Map::new(),
             transforms: Vec::new(),
             tests: None,
+            quantize: None,
             rollout: None,
             who: "a tester".to_string(),
         }

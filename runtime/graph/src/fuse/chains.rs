@@ -180,7 +180,7 @@ fn chained_conv(conv: &NodeDef) -> NodeDef {
 
 /// `last`, an activation without parameters of a `product` in floats that
 /// nobody else reads, as an attribute of it.
-fn with_activation(
+pub(super) fn with_activation(
     finder: &Finder<'_>,
     last: &NodeDef,
     product: &str,

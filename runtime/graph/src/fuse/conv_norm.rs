@@ -1,9 +1,8 @@
 //! `BatchNormalization` behind a convolution, folded into its weights.
 
 use super::{input, is_standard, makers_and_uses};
-use crate::infer::Fact;
 use crate::plan::Draft;
-use mortise_types::{Attribute, DType, NodeDef, Tensor, Value, ValueId};
+use mortise_types::{Attribute, DType, NodeDef, Tensor, ValueId};
 
 /// Replaces each pair by one convolution with weights of its own.
 pub(super) fn fold(draft: &mut Draft) {
@@ -16,18 +15,11 @@ pub(super) fn fold(draft: &mut Draft) {
         let mut node = conv.clone();
         node.outputs = norm.outputs.iter().take(1).copied().collect();
         let image = node.inputs.first().copied().flatten();
-        let (weights, bias) = (add_constant(draft, weights), add_constant(draft, bias));
+        let [weights, bias] = [weights, bias].map(|tensor| draft.add_constant(tensor.into()));
         node.inputs = [image, Some(weights), Some(bias)].into_iter().collect();
         let origin = vec!["Conv".to_owned(), "BatchNormalization".to_owned()];
         draft.replace_node(index, node, origin);
     }
-}
-
-fn add_constant(draft: &mut Draft, tensor: Tensor) -> ValueId {
-    let (value, id) = (Value::Tensor(tensor), ValueId(draft.facts.len() as u32));
-    draft.facts.push(Fact::of(&value));
-    draft.constants.push(Some(value));
-    id
 }
 
 /// The convolution that only `norm` reads.

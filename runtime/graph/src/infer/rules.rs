@@ -105,7 +105,10 @@ fn standard(view: &NodeView<'_>) -> Option<Vec<Fact>> {
             Fact::new(Some(DType::U8), Some(vec![])),
         ],
         "MatMulInteger" => vec![Fact::new(Some(DType::I32), shapes::matmul(view))],
-        "MatMul" | "FusedMatMul" | "MatMulBias" => vec![Fact::new(dtype, shapes::matmul(view))],
+        "MatMul" | "FusedMatMul" | "MatMulBias" | "MatMulInt8" | "MatMulHalf" => {
+            vec![Fact::new(dtype, shapes::matmul(view))]
+        }
+        "MatMulNBits" => vec![Fact::new(dtype, shapes::matmul_nbits(view))],
         "Gemm" | "FusedGemm" => vec![Fact::new(dtype, shapes::gemm(view))],
         op if op.starts_with("Reduce") => vec![Fact::new(dtype, shapes::reduce(view))],
         "ArgMax" | "ArgMin" => vec![Fact::new(Some(DType::I64), shapes::arg_reduce(view))],
@@ -125,6 +128,7 @@ fn standard(view: &NodeView<'_>) -> Option<Vec<Fact>> {
         "Unsqueeze" => vec![Fact::new(dtype, shapes::unsqueeze(view))],
         "Expand" => vec![Fact::new(dtype, shapes::expand(view))],
         "Gather" => vec![Fact::new(dtype, shapes::gather(view))],
+        "GatherRows" => vec![Fact::new(Some(DType::F32), shapes::gather(view))],
         "GatherElements" => vec![Fact::new(dtype, view.shape(1))],
         "Slice" | "Pad" | "Tile" | "Upsample" | "Resize" | "CenterCropPad" => {
             vec![Fact::new(dtype, shapes::same_rank(view))]

@@ -49,6 +49,13 @@ pub(crate) fn matmul(view: &NodeView<'_>) -> Option<Dims> {
     Some(output)
 }
 
+/// As the left operand, with as many columns as attribute `N` says.
+pub(crate) fn matmul_nbits(view: &NodeView<'_>) -> Option<Dims> {
+    let mut shape = view.shape(0)?;
+    *shape.last_mut()? = view.int("N")?;
+    Some(shape)
+}
+
 pub(crate) fn gemm(view: &NodeView<'_>) -> Option<Dims> {
     let flag = |name: &str| usize::from(view.int(name).unwrap_or(0) != 0);
     let rows = *view.shape(0)?.get(flag("transA"))?;

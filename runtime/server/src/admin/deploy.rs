@@ -11,7 +11,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use mortise_deploy::serving::ServingInfo;
 use mortise_deploy::{
-    DeployRequest, Deployed, Failure, NamedUpload, PluginRef, Stage, TestUpload, TransformRequest,
+    DeployRequest, Deployed, Failure, NamedUpload, PluginRef, QuantizeMode, QuantizeRequest, Stage,
+    TestUpload, TransformRequest,
 };
 use mortise_types::{Error, Result};
 use serde::Deserialize;
@@ -39,6 +40,7 @@ struct DeployBody {
     tests: Option<TestsBody>,
     #[serde(default)]
     serving: ServingInfo,
+    quantize: Option<QuantizeBody>,
     rollout: Option<RolloutBody>,
 }
 
@@ -67,6 +69,14 @@ struct TransformBody {
     assets: Vec<FileBody>,
     #[serde(default)]
     config: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QuantizeBody {
+    mode: QuantizeMode,
+    samples: Option<FileBody>,
+    max_error: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -103,6 +113,10 @@ impl DeployBody {
                 data: files(admin, tests.data)?,
             })
         };
+        let quantize = |body: QuantizeBody| -> Result<QuantizeRequest> {
+            let samples = files(admin, body.samples.into_iter().collect())?.pop();
+            Ok(QuantizeRequest { mode: body.mode, samples, max_error: body.max_error })
+        };
         Ok(DeployRequest {
             name: name.to_string(),
             plugin: self.plugin.resolve(admin)?,
@@ -112,6 +126,7 @@ impl DeployBody {
             transforms: self.transforms.into_iter().map(transform).collect::<Result<_>>()?,
             tests: self.tests.map(tests).transpose()?,
             serving: self.serving,
+            quantize: self.quantize.map(quantize).transpose()?,
             rollout: self.rollout.map(|rollout| rollout.into_request(admin)).transpose()?,
             who,
         })

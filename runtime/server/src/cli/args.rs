@@ -31,7 +31,7 @@ pub(crate) enum Command {
     /// Run a server with three endpoints on real data.
     Demo(DemoArgs),
     /// Deploy a model: a file, a folder of files, or a plugin of your own.
-    Deploy(DeployArgs),
+    Deploy(Box<DeployArgs>),
     /// Take an endpoint out of service and forget it.
     #[command(after_help = "Example:\n  mortise undeploy digits")]
     Undeploy(NameArgs),
@@ -184,6 +184,7 @@ Examples:
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
   mortise deploy both steps.toml --plugin ensemble
   mortise deploy digits new.onnx --rollout canary --set interval=60s
+  mortise deploy digits digits.onnx --quantize int8 --calibrate rows.csv --max-quantize-error 0.05
   mortise deploy digits --upstream grpc://triton:8001 --set model=digits_v2
 
 The plugin is chosen by the file's extension: .onnx is served by `onnx`,
@@ -241,6 +242,19 @@ pub(crate) struct DeployArgs {
     /// Another file for the plugin, by name; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) asset: Vec<String>,
+    /// Put the model's FP32 weights into fewer bits: int8, int8-static, int4 or
+    /// f16. What stays FP32, the sizes and the difference are reported.
+    #[arg(long, value_name = "MODE", value_parser = ["int8", "int8-static", "int4", "f16"])]
+    pub(crate) quantize: Option<String>,
+    /// Sample inputs (CSV with a header, or JSON as examples of self-tests) that
+    /// int8-static finds ranges on and outputs are compared on; made-up ones
+    /// without it.
+    #[arg(long, value_name = "FILE", requires = "quantize")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// Refuse the deployment when an output differs by more than this from what
+    /// it was, in its own units.
+    #[arg(long, value_name = "X", requires = "quantize")]
+    pub(crate) max_quantize_error: Option<f64>,
     /// Self-tests (TOML); a deployment that fails them does not go live.
     #[arg(long, value_name = "FILE")]
     pub(crate) tests: Option<PathBuf>,

@@ -69,6 +69,7 @@ fn print_deployed(deployed: &Value, started: Instant) {
             deployed["version"],
             started.elapsed().as_secs_f64()
         );
+        print_quantized(&deployed["quantize"]);
         return;
     }
     println!(
@@ -79,6 +80,46 @@ fn print_deployed(deployed: &Value, started: Instant) {
         started.elapsed().as_secs_f64(),
         stages.join(", ")
     );
+    print_quantized(&deployed["quantize"]);
+}
+
+/// The sizes, the difference, and what stays as it was.
+fn print_quantized(report: &Value) {
+    let count = |key: &str| report[key].as_u64().unwrap_or(0);
+    if report.is_null() {
+        return;
+    }
+    let ratio = |kind: &str| {
+        let (before, after) =
+            (count(&format!("{kind}_bytes_before")), count(&format!("{kind}_bytes_after")));
+        let shown = [before, after].map(|bytes| indicatif::HumanBytes(bytes).to_string());
+        let ratio = before as f64 / (after as f64).max(1.0);
+        format!("{} to {} ({ratio:.2}x smaller)", shown[0], shown[1])
+    };
+    println!("  weights    {}; on the device {}", ratio("weight"), ratio("device"));
+    let difference = &report["difference"];
+    let number = |key: &str| difference[key].as_f64().unwrap_or(f64::INFINITY);
+    let made_up = if report["generated"] == true { "made-up " } else { "" };
+    println!(
+        "  outputs    differ by up to {:.3e}, on average {:.3e}, in {} {made_up}samples (largest \
+         output {:.3e}; {} of {} labels changed)",
+        number("max_abs_error"),
+        number("mean_abs_error"),
+        difference["samples"],
+        number("largest_output"),
+        difference["changed"],
+        difference["compared"],
+    );
+    println!("  quantized  {} products, {} tables", count("products"), count("tables"));
+    for left in report["left"].as_array().into_iter().flatten() {
+        println!(
+            "  stays FP32 {} {} ({}): {}",
+            left["count"],
+            left["operator"].as_str().unwrap_or_default(),
+            indicatif::HumanBytes(left["bytes"].as_u64().unwrap_or(0)),
+            left["reason"].as_str().unwrap_or_default()
+        );
+    }
 }
 
 /// A deployment as read from the arguments, before anything is uploaded.
@@ -90,7 +131,15 @@ struct Plan {
     transforms: Vec<Transform>,
     tests: Option<Tests>,
     serving: ServingInfo,
+    quantize: Option<Quantize>,
     rollout: Option<Rollout>,
+}
+
+/// How weights are put into fewer bits.
+struct Quantize {
+    mode: String,
+    samples: Option<Named>,
+    max_error: Option<f64>,
 }
 
 /// How the new version gets its traffic.
@@ -147,6 +196,7 @@ impl Plan {
             version: args.version,
             assets,
             config: config(&model)?,
+            quantize: quantize(args),
             rollout: rollout(args, &strategy)?,
             transforms,
             tests: args.tests.as_deref().map(tests).transpose()?,
@@ -167,6 +217,11 @@ impl Plan {
         let tests = self.tests.as_ref().map(|tests| -> Result<Value> {
             Ok(json!({"upload": upload(client, &tests.path)?, "data": files(&tests.data)?}))
         });
+        let quantize = self.quantize.as_ref().map(|quantize| -> Result<Value> {
+            let samples = files(quantize.samples.as_slice())?.pop();
+            let (mode, max_error) = (&quantize.mode, quantize.max_error);
+            Ok(json!({"mode": mode, "samples": samples, "max_error": max_error}))
+        });
         Ok(json!({
             "plugin": self.plugin.upload(client)?,
             "version": self.version,
@@ -175,6 +230,7 @@ impl Plan {
             "transforms": transforms.collect::<Result<Vec<_>>>()?,
             "tests": tests.transpose()?,
             "serving": self.serving,
+            "quantize": quantize.transpose()?,
             "rollout": self.rollout.as_ref().map(|rollout| rollout.upload(client)).transpose()?,
         }))
     }
@@ -219,6 +275,13 @@ fn rollout(args: &DeployArgs, settings: &[String]) -> Result<Option<Rollout>> {
         key: args.key.clone(),
         hook,
     }))
+}
+
+fn quantize(args: &DeployArgs) -> Option<Quantize> {
+    let samples = args.calibrate.as_deref();
+    let samples = samples.map(|path| Named { name: file_name(path), path: path.to_path_buf() });
+    let max_error = args.max_quantize_error;
+    args.quantize.clone().map(|mode| Quantize { mode, samples, max_error })
 }
 
 impl Component {

@@ -178,11 +178,14 @@ pub(crate) fn platform(revision: &Revision) -> &str {
 }
 
 /// Facts about a revision for its configuration.
-pub(crate) fn config_parameters(revision: &Revision) -> [(&'static str, String); 3] {
+pub(crate) fn config_parameters(revision: &Revision) -> Vec<(&'static str, String)> {
     let stages: Vec<&str> = revision.stages().iter().flat_map(Stage::plugins).collect();
-    [
+    let mut parameters = vec![
         ("revision", revision.number().to_string()),
         ("stages", stages.join(",")),
         ("plugin_digest", revision.model().map(|model| model.digest.clone()).unwrap_or_default()),
-    ]
+    ];
+    let precision = revision.model().and_then(|model| model.precision());
+    parameters.extend(precision.map(|name| ("quantize", name.to_string())));
+    parameters
 }

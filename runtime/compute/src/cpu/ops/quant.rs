@@ -1,9 +1,14 @@
-//! Quantisation, and integer products with zero points.
+//! Quantisation, integer products with zero points, and products with weights
+//! of few bits.
 
 mod general;
+mod half;
 mod linear;
+mod n_bits;
 mod product;
+mod rows;
 mod scaled;
+mod table;
 
 use crate::cpu::op::Entry;
 
@@ -19,9 +24,18 @@ pub(crate) const ENTRIES: &[Entry] = &[
 
 pub(crate) const MS_ENTRIES: &[Entry] = &[
     Entry { op: "DequantizeLinear", since: 1, build: linear::Dequantize::build },
+    Entry { op: "MatMulNBits", since: 1, build: n_bits::MatMulNBits::build },
     Entry { op: "QuantizeLinear", since: 1, build: linear::Quantize::build },
 ];
 
 /// Operators of `com.microsoft` that the planner writes, too.
 pub(crate) const FUSED_ENTRIES: &[Entry] =
     &[Entry { op: "MatMulIntegerToFloat", since: 1, build: scaled::MatMulIntegerToFloat::build }];
+
+/// Operators that only the planner writes, for models that are quantised when
+/// they are deployed.
+pub(crate) const WEIGHT_ENTRIES: &[Entry] = &[
+    Entry { op: "GatherRows", since: 1, build: |_| Ok(Box::new(table::GatherRows)) },
+    Entry { op: "MatMulHalf", since: 1, build: half::MatMulHalf::build },
+    Entry { op: "MatMulInt8", since: 1, build: rows::MatMulInt8::build },
+];
