@@ -3,7 +3,7 @@
 //! `kill -9` in the middle.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mortise_tests::admin::{Part, Rollout};
@@ -46,12 +46,11 @@ fn under_load(args: &Args) -> Result<Value> {
     let server = Server::start()?;
     let mut admin = server.admin()?;
     admin.deploy(ENDPOINT, &model(1.0, 0.005, 0))?;
+    let round_ns = round_ns(&server, &mut admin)?;
     let load = traffic(&server);
     let good = rollout(&mut admin, args, &model(2.0, 0.005, 0))?;
     let failing = rollout(&mut admin, args, &model(3.0, 0.03, 0))?;
-    // Measured first: how much arithmetic makes the answers take three times
-    // as long differs between machines.
-    let work = work_for(&good, 3.0);
+    let work = (added_ns(&good, 3.0) / round_ns) as u64;
     let slow = rollout(&mut admin, args, &model(4.0, 0.005, work))?;
     let outcome = load.finish()?;
     let ended = |end: &Value, phase: &str| u64::from(end["phase"] == phase);
@@ -82,8 +81,26 @@ fn touched(end: &Value) -> f64 {
     requests("candidate") / (requests("stable") + requests("candidate")).max(1.0)
 }
 
-/// Rounds of arithmetic that add `factor - 1` times the median latency.
-fn work_for(end: &Value, factor: f64) -> u64 {
+/// What a round of the fault plugin's arithmetic takes, in ns: it differs several
+/// times between machines. The fastest of a few requests, which waited for no one.
+fn round_ns(server: &Server, admin: &mut Admin) -> Result<f64> {
+    const ROUNDS: u64 = 4_000_000;
+    const PROBE: &str = "probe";
+    admin.deploy(PROBE, &model(1.0, 0.0, ROUNDS))?;
+    let (mut client, body) = (server.client(), infer::json_fp32("x", 1, &[1.0]));
+    let mut fastest = Duration::MAX;
+    for _ in 0..9 {
+        let start = Instant::now();
+        let response = client.post(&infer::path(PROBE), &body)?;
+        ensure!(response.status == 200, "{}: {}", response.status, response.text());
+        fastest = fastest.min(start.elapsed());
+    }
+    admin.undeploy(PROBE)?;
+    Ok(fastest.as_nanos() as f64 / ROUNDS as f64)
+}
+
+/// `factor - 1` times the median latency, in ns.
+fn added_ns(end: &Value, factor: f64) -> f64 {
     let latency: Vec<u64> = end["stable"]["latency"]
         .as_array()
         .into_iter()
@@ -97,8 +114,7 @@ fn work_for(end: &Value, factor: f64) -> u64 {
         so_far * 2 >= total
     });
     let median_us = 10.0 * (median.unwrap_or(0) as f64 / 4.0).exp2();
-    // About a nanosecond a round.
-    (median_us * 1_000.0 * (factor - 1.0)) as u64
+    median_us * 1_000.0 * (factor - 1.0)
 }
 
 /// Time between evaluations of the rollout that is killed: long enough that

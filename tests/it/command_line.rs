@@ -93,7 +93,7 @@ fn inspect_shows_what_runs() -> Result<()> {
 
     let digits = paths::demo("digits/model.onnx");
     let table = succeed(&server, &["inspect", path(&digits)?, "--device", "cpu"])?;
-    for part in ["independent", "Gemm+Relu", "cpu", "FP32[-1, "] {
+    for part in ["independent", "MatMul+Add+Relu", "cpu", "FP32[-1, "] {
         ensure!(table.contains(part), "{part} is not in {table}");
     }
     let nothing = mortise(&server, &["inspect", "nothing-here"])?;

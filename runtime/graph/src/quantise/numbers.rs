@@ -124,9 +124,11 @@ fn place(product: &Product, k: usize, column: usize) -> usize {
     if product.transposed { column * depth + k } else { k * columns + column }
 }
 
-/// Zero where the numbers are too small to be told from it.
+/// Zero where the numbers are too small to be told from it. The largest step
+/// is finite: rounded up, that of `f32::MAX` would not be.
 fn scale_of(largest: f32) -> f32 {
     let scale = largest / STEPS;
+    let scale = if largest.is_finite() { scale.min(f32::MAX.next_down() / STEPS) } else { scale };
     if scale < f32::MIN_POSITIVE { 0.0 } else { scale }
 }
 
