@@ -179,30 +179,12 @@ impl Progress {
         match self.tick.checked_sub(before.tick) {
             Some(0) => {
                 let is_same_time = self.evaluated_ms == before.evaluated_ms;
-                let is_same_evidence = is_same(&self.evidence, &before.evidence);
+                let is_same_evidence = self.evidence == before.evidence;
                 is_same_step && is_same_time && is_same_evidence && self.requests <= before.requests
             }
             Some(1) => is_same_step && self.requests >= before.requests,
             _ => false,
         }
-    }
-}
-
-/// Equal to the last digits, which numbers may lose on their way through JSON.
-fn is_same(evidence: &Value, before: &Value) -> bool {
-    match (evidence, before) {
-        (Value::Number(now), Value::Number(then)) => {
-            let (now, then) = (now.as_f64().unwrap_or(0.0), then.as_f64().unwrap_or(0.0));
-            (now - then).abs() <= then.abs() * 1e-12
-        }
-        (Value::Array(now), Value::Array(then)) => {
-            now.len() == then.len() && now.iter().zip(then).all(|(now, then)| is_same(now, then))
-        }
-        (Value::Object(now), Value::Object(then)) => {
-            now.len() == then.len()
-                && now.iter().all(|(key, now)| then.get(key).is_some_and(|then| is_same(now, then)))
-        }
-        _ => evidence == before,
     }
 }
 

@@ -153,7 +153,7 @@ mod tests {
             (true, Some("m"), "trace_rate", &["3"], Ok(())),
             (true, None, "trace_rate", &["7"], Ok(())),
             (true, None, "trace_rate", &["0"], Err(InvalidInput)),
-            (true, None, "trace_file", &["/tmp/x"], Err(Unsupported)),
+            (true, None, "trace_file", &["traces.json"], Err(Unsupported)),
             (true, None, "trace_mode", &["opentelemetry"], Ok(())),
         ] {
             let values: Vec<String> = values.iter().map(|&value| value.to_owned()).collect();

@@ -221,7 +221,7 @@ impl Operator for Dynamic {
 }
 
 /// The least and the largest of some numbers and zero; NaN is neither.
-struct Span<'a>(&'a [f32]);
+pub(super) struct Span<'a>(pub(super) &'a [f32]);
 
 impl Loop for Span<'_> {
     type Output = (f32, f32);

@@ -2,7 +2,7 @@
 //! floats is quantised by its own range, so that its answer is the same
 //! whatever rows are beside it.
 
-use super::linear::float_values;
+use super::linear::{Span, float_values};
 use super::product::{GEMM, is_exact};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::Activation;
@@ -184,26 +184,8 @@ impl Steps {
     }
 }
 
-/// The least and the largest of some numbers.
-struct Span<'a>(&'a [f32]);
-
+/// Numbers looked at together.
 const LANES: usize = 64;
-
-impl Loop for Span<'_> {
-    type Output = (f32, f32);
-
-    #[inline(always)]
-    fn run(self) -> (f32, f32) {
-        let (mut low, mut high) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for chunk in self.0.chunks(LANES) {
-            for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(chunk) {
-                *low = if x < *low { x } else { *low };
-                *high = if x > *high { x } else { *high };
-            }
-        }
-        (low.into_iter().fold(0.0, f32::min), high.into_iter().fold(0.0, f32::max))
-    }
-}
 
 /// Numbers as bytes, rounded half to even. `false` when one is NaN or
 /// infinite.
