@@ -38,8 +38,10 @@ fn gelu(x: f32) -> f32 {
     return 0.5 * x * (1.0 + erf(x * 0.7071067811865476));
 }
 
+// By bits, because a comparison may become a maximum, which loses NaN: from
+// -0 to minus infinity.
 fn relu(x: f32) -> f32 {
-    return select(x, 0.0, x < 0.0);
+    return select(x, 0.0, bitcast<u32>(x) - 0x80000000u <= 0x7f800000u);
 }
 
 const NO_ACTIVATION: u32 = 0u;

@@ -1,48 +1,31 @@
 // Product of a few rows with a matrix, where reading the matrix is all the
-// work: out = activation(alpha * a . b + beta * bias) + residual.
+// work; operands by any strides. product.wgsl says what is written.
 //
-// Bindings: 0 a (f32), 1 b (words of B_FORMAT), 2 out (f32), 3 bias, 4 residual,
-//   5 scales of b, 6 zero points of b, as in matmul.wgsl.
-// Shapes: a [m, k], m at most 8; b [k, n]; out [m, n]; parameters and B_FORMAT
-//   as in matmul.wgsl. A workgroup answers 256 / LANES columns, with LANES
-//   threads along k for each.
-// Limits: as in matmul.wgsl; blocks are multiples of 8 values.
+// Bindings: 0 a (f32), 1 b (words of B_FORMAT), 2 to 6 as in product.wgsl.
+// Shapes: a [m, k] with m = M; b [k, n]; out [m, n]; B_FORMAT as in matmul.wgsl.
+//   A workgroup answers 256 / LANES columns, with LANES threads along k for
+//   each.
+// Limits: as in product.wgsl; M at most 8; blocks are multiples of 8 values.
 // include: common.wgsl
+// include: product.wgsl
 
-struct Params {
-    m: u32, n: u32, k: u32, batch1: u32,
-    a_row: u32, a_col: u32, a_b0: u32, a_b1: u32,
-    b_row: u32, b_col: u32, b_b0: u32, b_b1: u32,
-    out_row: u32, out_b0: u32, out_b1: u32, block: u32,
-    bias_row: u32, bias_col: u32, alpha: f32, beta: f32,
-}
-
-var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> left: array<f32>;
 @group(0) @binding(1) var<storage, read_write> right: array<u32>;
-@group(0) @binding(2) var<storage, read_write> output: array<f32>;
-@group(0) @binding(3) var<storage, read_write> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> scales: array<f32>;
-@group(0) @binding(6) var<storage, read_write> zeros: array<f32>;
 
+const M: u32 = 1u;
 const B_FORMAT: u32 = 0u;
-const ACTIVATION: u32 = 0u;
-const HAS_BIAS: u32 = 0u;
-const HAS_RESIDUAL: u32 = 0u;
 const LANES: u32 = 8u;
 // Whether neighbouring threads read along k (1) or along n (0).
 const B_ALONG_K: u32 = 0u;
 
 const THREADS: u32 = 256u;
 const COLUMNS: u32 = THREADS / LANES;
-const MAX_ROWS: u32 = 8u;
 
 var<workgroup> partial: array<f32, THREADS>;
-var<private> sums: array<f32, MAX_ROWS>;
+var<private> sums: array<f32, M>;
 
 fn add(base_a: u32, k: u32, weight: f32) {
-    for (var row = 0u; row < p.m; row += 1u) {
+    for (var row = 0u; row < M; row += 1u) {
         sums[row] = fma(left[base_a + row * p.a_row + k * p.a_col], weight, sums[row]);
     }
 }
@@ -79,21 +62,9 @@ fn add_word(base_a: u32, base_b: u32, word_index: u32, column: u32) {
     }
 }
 
-fn store(base: u32, row: u32, column: u32, sum: f32) {
-    var value = p.alpha * sum;
-    if HAS_BIAS == 1u { value += p.beta * bias[row * p.bias_row + column * p.bias_col]; }
-    value = activate(ACTIVATION, value);
-    let at = base + row * p.out_row + column;
-    if HAS_RESIDUAL == 1u { value += residual[at]; }
-    output[at] = value;
-}
-
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let b0 = group.z / p.batch1;
-    let b1 = group.z % p.batch1;
-    let base_a = b0 * p.a_b0 + b1 * p.a_b1;
-    let base_b = b0 * p.b_b0 + b1 * p.b_b1;
+    let base = bases(group.z);
     var lane = thread / COLUMNS;
     var slot = thread % COLUMNS;
     if B_ALONG_K == 1u {
@@ -101,15 +72,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         slot = thread / LANES;
     }
     let column = group.x * COLUMNS + slot;
-    for (var row = 0u; row < MAX_ROWS; row += 1u) { sums[row] = 0.0; }
     let words = (p.k + per_word() - 1u) / per_word();
     if column < p.n {
         for (var word = lane; word < words; word += LANES) {
-            add_word(base_a, base_b, word, column);
+            add_word(base.x, base.y, word, column);
         }
     }
-    let base = b0 * p.out_b0 + b1 * p.out_b1;
-    for (var row = 0u; row < p.m; row += 1u) {
+    for (var row = 0u; row < M; row += 1u) {
         partial[lane * COLUMNS + slot] = sums[row];
         workgroupBarrier();
         if lane == 0u && column < p.n {
@@ -117,7 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var other = 0u; other < LANES; other += 1u) {
                 sum += partial[other * COLUMNS + slot];
             }
-            store(base, row, column, sum);
+            store(base.z, row, column, sum);
         }
         workgroupBarrier();
     }

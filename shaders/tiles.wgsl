@@ -1,12 +1,16 @@
 // The tiles that matrix products and convolutions share: operands come tile by
-// tile into workgroup memory, and each thread keeps a block of the answer in
-// registers.
+// tile into workgroup memory, fetched while the tile before is multiplied, and
+// each thread keeps a block of the answer in registers.
 //
-// Bindings: none of its own. Whoever includes this has load_a, load_b, store,
-//   sizes (m, n, k) and bases (of a, b and the answer, by workgroup z).
-// Shapes: tiles of ROWS * THREADS_M by COLUMNS * THREADS_N, TILE_K deep.
-// Limits: ROWS and COLUMNS are 4 or 8; THREADS_M * THREADS_N at most 256;
-//   elements outside m, n and k are for load_* to answer 0 for.
+// Bindings: none of its own. Whoever includes this has store, parts.wgsl, sizes (m, n, k),
+//   bases (of a, b and the answer, by workgroup z), and for both operands
+//   fetch_a(base, first_row, first_k, at), which loads slot `at` of a tile, four
+//   values, and put_a(stage, at, quad), which writes it to workgroup memory.
+// Shapes: tiles of ROWS * THREADS_M by COLUMNS * THREADS_N, TILE_K deep, in
+//   quads along m and n for each k.
+// Limits: ROWS and COLUMNS are 4 or 8; THREADS_M * THREADS_N at most 256; a
+//   thread fetches at most 4 slots of a and 8 of b; elements outside m, n and k
+//   are for fetch_* to answer 0 for.
 
 // Rows and columns of the answer that a thread holds: 4 or 8.
 const ROWS: u32 = 4u;
@@ -14,9 +18,8 @@ const COLUMNS: u32 = 4u;
 const THREADS_M: u32 = 16u;
 const THREADS_N: u32 = 16u;
 const TILE_K: u32 = 16u;
-// Which index of an operand neighbouring threads load: 1 for k, 0 for m or n.
-const A_ALONG_K: u32 = 1u;
-const B_ALONG_K: u32 = 0u;
+// Tiles in workgroup memory: with 2, one is written while another is read.
+const STAGES: u32 = 1u;
 
 const THREADS: u32 = THREADS_M * THREADS_N;
 const TILE_M: u32 = ROWS * THREADS_M;
@@ -26,38 +29,61 @@ const QUADS_N: u32 = TILE_N / 4u;
 // One more than needed, so that columns do not fall on one memory bank.
 const PITCH_M: u32 = QUADS_M + 1u;
 const PITCH_N: u32 = QUADS_N + 1u;
+const STAGE_A: u32 = TILE_K * PITCH_M;
+const STAGE_B: u32 = TILE_K * PITCH_N;
+const SLOTS_A: u32 = TILE_K * QUADS_M;
+const SLOTS_B: u32 = TILE_K * QUADS_N;
 
-var<workgroup> tile_a: array<vec4<f32>, TILE_K * PITCH_M>;
-var<workgroup> tile_b: array<vec4<f32>, TILE_K * PITCH_N>;
+var<workgroup> tile_a: array<vec4<f32>, STAGES * STAGE_A>;
+var<workgroup> tile_b: array<vec4<f32>, STAGES * STAGE_B>;
 
-fn fill_a(base: u32, first_row: u32, first_k: u32, thread: u32) {
-    for (var at = thread; at < TILE_K * QUADS_M; at += THREADS) {
-        var k = at % TILE_K;
-        var quad = at / TILE_K;
-        if A_ALONG_K == 0u {
-            k = at / QUADS_M;
-            quad = at % QUADS_M;
-        }
-        let row = first_row + quad * 4u;
-        tile_a[k * PITCH_M + quad] = vec4<f32>(
-            load_a(base, row, first_k + k), load_a(base, row + 1u, first_k + k),
-            load_a(base, row + 2u, first_k + k), load_a(base, row + 3u, first_k + k));
-    }
+struct FetchedA { q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>, }
+
+struct FetchedB {
+    q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>,
+    q4: vec4<f32>, q5: vec4<f32>, q6: vec4<f32>, q7: vec4<f32>,
 }
 
-fn fill_b(base: u32, first_column: u32, first_k: u32, thread: u32) {
-    for (var at = thread; at < TILE_K * QUADS_N; at += THREADS) {
-        var k = at / QUADS_N;
-        var quad = at % QUADS_N;
-        if B_ALONG_K == 1u {
-            k = at % TILE_K;
-            quad = at / TILE_K;
-        }
-        let column = first_column + quad * 4u;
-        tile_b[k * PITCH_N + quad] = vec4<f32>(
-            load_b(base, first_k + k, column), load_b(base, first_k + k, column + 1u),
-            load_b(base, first_k + k, column + 2u), load_b(base, first_k + k, column + 3u));
-    }
+// Whether a thread has an `index`-th slot of `count`.
+fn has(index: u32, thread: u32, count: u32) -> bool {
+    return index * THREADS < count && ((index + 1u) * THREADS <= count || thread + index * THREADS < count);
+}
+
+fn fetch_tile_a(base: u32, row: u32, k: u32, thread: u32) -> FetchedA {
+    var f: FetchedA;
+    if has(0u, thread, SLOTS_A) { f.q0 = fetch_a(base, row, k, thread + 0u * THREADS); }
+    if has(1u, thread, SLOTS_A) { f.q1 = fetch_a(base, row, k, thread + 1u * THREADS); }
+    if has(2u, thread, SLOTS_A) { f.q2 = fetch_a(base, row, k, thread + 2u * THREADS); }
+    if has(3u, thread, SLOTS_A) { f.q3 = fetch_a(base, row, k, thread + 3u * THREADS); }
+    return f;
+}
+
+fn fetch_tile_b(base: u32, column: u32, k: u32, thread: u32) -> FetchedB {
+    var f: FetchedB;
+    if has(0u, thread, SLOTS_B) { f.q0 = fetch_b(base, column, k, thread + 0u * THREADS); }
+    if has(1u, thread, SLOTS_B) { f.q1 = fetch_b(base, column, k, thread + 1u * THREADS); }
+    if has(2u, thread, SLOTS_B) { f.q2 = fetch_b(base, column, k, thread + 2u * THREADS); }
+    if has(3u, thread, SLOTS_B) { f.q3 = fetch_b(base, column, k, thread + 3u * THREADS); }
+    if has(4u, thread, SLOTS_B) { f.q4 = fetch_b(base, column, k, thread + 4u * THREADS); }
+    if has(5u, thread, SLOTS_B) { f.q5 = fetch_b(base, column, k, thread + 5u * THREADS); }
+    if has(6u, thread, SLOTS_B) { f.q6 = fetch_b(base, column, k, thread + 6u * THREADS); }
+    if has(7u, thread, SLOTS_B) { f.q7 = fetch_b(base, column, k, thread + 7u * THREADS); }
+    return f;
+}
+
+fn put_tiles(stage: u32, a: FetchedA, b: FetchedB, thread: u32) {
+    if has(0u, thread, SLOTS_A) { put_a(stage, thread + 0u * THREADS, a.q0); }
+    if has(1u, thread, SLOTS_A) { put_a(stage, thread + 1u * THREADS, a.q1); }
+    if has(2u, thread, SLOTS_A) { put_a(stage, thread + 2u * THREADS, a.q2); }
+    if has(3u, thread, SLOTS_A) { put_a(stage, thread + 3u * THREADS, a.q3); }
+    if has(0u, thread, SLOTS_B) { put_b(stage, thread + 0u * THREADS, b.q0); }
+    if has(1u, thread, SLOTS_B) { put_b(stage, thread + 1u * THREADS, b.q1); }
+    if has(2u, thread, SLOTS_B) { put_b(stage, thread + 2u * THREADS, b.q2); }
+    if has(3u, thread, SLOTS_B) { put_b(stage, thread + 3u * THREADS, b.q3); }
+    if has(4u, thread, SLOTS_B) { put_b(stage, thread + 4u * THREADS, b.q4); }
+    if has(5u, thread, SLOTS_B) { put_b(stage, thread + 5u * THREADS, b.q5); }
+    if has(6u, thread, SLOTS_B) { put_b(stage, thread + 6u * THREADS, b.q6); }
+    if has(7u, thread, SLOTS_B) { put_b(stage, thread + 7u * THREADS, b.q7); }
 }
 
 fn store_quad(base: u32, row: u32, column: u32, sums: vec4<f32>) {
@@ -68,11 +94,16 @@ fn store_quad(base: u32, row: u32, column: u32, sums: vec4<f32>) {
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let base = bases(group.z);
-    let terms = sizes().z;
-    let first_row = group.y * TILE_M;
-    let first_column = group.x * TILE_N;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    var base = bases(group.z / PARTS);
+    if PARTS > 1u { base.z = group.z * sizes().x * sizes().y; }
+    let terms = terms_of(group.z % PARTS, sizes().z, TILE_K);
+    let tile = tile_of(group, groups);
+    let first_row = tile.x * TILE_M;
+    let first_column = tile.y * TILE_N;
     // A thread's quads of rows and columns: one near, one half a tile away.
     let ty = thread / THREADS_N;
     let tx = thread % THREADS_N;
@@ -80,32 +111,37 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     var d0 = vec4<f32>(); var d1 = vec4<f32>(); var d2 = vec4<f32>(); var d3 = vec4<f32>();
     var d4 = vec4<f32>(); var d5 = vec4<f32>(); var d6 = vec4<f32>(); var d7 = vec4<f32>();
-    for (var first_k = 0u; first_k < terms; first_k += TILE_K) {
-        fill_a(base.x, first_row, first_k, thread);
-        fill_b(base.y, first_column, first_k, thread);
-        workgroupBarrier();
+    var stage = 0u;
+    put_tiles(stage, fetch_tile_a(base.x, first_row, terms.x, thread), fetch_tile_b(base.y, first_column, terms.x, thread), thread);
+    workgroupBarrier();
+    for (var first_k = terms.x; first_k < terms.y; first_k += TILE_K) {
+        // What is fetched last is not used.
+        let next_a = fetch_tile_a(base.x, first_row, first_k + TILE_K, thread);
+        let next_b = fetch_tile_b(base.y, first_column, first_k + TILE_K, thread);
         for (var k = 0u; k < TILE_K; k += 1u) {
-            let x = tile_a[k * PITCH_M + ty];
-            let y = tile_b[k * PITCH_N + tx];
+            let from_a = stage * STAGE_A + k * PITCH_M + ty;
+            let from_b = stage * STAGE_B + k * PITCH_N + tx;
+            let x = tile_a[from_a];
+            let y = tile_b[from_b];
             c0 = fma(vec4<f32>(x.x), y, c0);
             c1 = fma(vec4<f32>(x.y), y, c1);
             c2 = fma(vec4<f32>(x.z), y, c2);
             c3 = fma(vec4<f32>(x.w), y, c3);
             if COLUMNS == 8u {
-                let y2 = tile_b[k * PITCH_N + tx + THREADS_N];
+                let y2 = tile_b[from_b + THREADS_N];
                 d0 = fma(vec4<f32>(x.x), y2, d0);
                 d1 = fma(vec4<f32>(x.y), y2, d1);
                 d2 = fma(vec4<f32>(x.z), y2, d2);
                 d3 = fma(vec4<f32>(x.w), y2, d3);
             }
             if ROWS == 8u {
-                let x2 = tile_a[k * PITCH_M + ty + THREADS_M];
+                let x2 = tile_a[from_a + THREADS_M];
                 c4 = fma(vec4<f32>(x2.x), y, c4);
                 c5 = fma(vec4<f32>(x2.y), y, c5);
                 c6 = fma(vec4<f32>(x2.z), y, c6);
                 c7 = fma(vec4<f32>(x2.w), y, c7);
                 if COLUMNS == 8u {
-                    let y2 = tile_b[k * PITCH_N + tx + THREADS_N];
+                    let y2 = tile_b[from_b + THREADS_N];
                     d4 = fma(vec4<f32>(x2.x), y2, d4);
                     d5 = fma(vec4<f32>(x2.y), y2, d5);
                     d6 = fma(vec4<f32>(x2.z), y2, d6);
@@ -113,6 +149,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
             }
         }
+        if STAGES == 1u { workgroupBarrier(); } else { stage = 1u - stage; }
+        put_tiles(stage, next_a, next_b, thread);
         workgroupBarrier();
     }
     let row = first_row + ty * 4u;

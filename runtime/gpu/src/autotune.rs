@@ -2,26 +2,36 @@
 //! under the adapter's and the driver's name.
 
 use crate::device::Generation;
-use crate::measure::{Weights, product};
-use crate::tune::{Tiles, Tuning, class};
+use crate::measure::{Weights, prepared};
+use crate::tune::{Kind, Tuning, class};
 use mortise_types::Result;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Products that stand for their size class.
-const SHAPES: [[usize; 3]; 6] = [
-    [32, 1024, 1024],
-    [128, 768, 768],
-    [128, 768, 3072],
-    [512, 512, 512],
-    [1024, 1024, 1024],
+/// Products that stand for their size class, best known first.
+const SHAPES: [[usize; 3]; 9] = [
     [4096, 4096, 4096],
+    [1024, 1024, 1024],
+    [128, 768, 768],
+    [128, 3072, 768],
+    [2048, 768, 768],
+    [2048, 3072, 768],
+    [256, 256, 2304],
+    [512, 512, 512],
+    [32, 1024, 1024],
 ];
+
+/// The same on matrix units.
+const UNIT_SHAPES: [[usize; 3]; 5] =
+    [[4096, 4096, 4096], [1024, 1024, 1024], [128, 768, 768], [2048, 768, 768], [32, 1024, 1024]];
 
 /// How long all measurements may take; what is left unmeasured follows the
 /// rules of thumb.
 const MAX_TIME: Duration = Duration::from_secs(20);
+
+/// Kinds that a file may speak of.
+const KINDS: [Kind; 2] = [Kind::Tiles, Kind::Units];
 
 /// Repeats of one measurement.
 const REPEATS: usize = 10;
@@ -39,7 +49,7 @@ impl Tuning {
         if generation.context.is_software {
             return;
         }
-        match measure(generation, &SHAPES) {
+        match measure(generation, &plan(generation.context.has_matrix_units)) {
             Ok(tuning) => generation.tuning = tuning,
             Err(error) => tracing::warn!(%error, "the GPU's kernels were not tuned"),
         }
@@ -51,8 +61,8 @@ impl Tuning {
 
     fn text(&self, key: &str) -> String {
         let mut text = format!("{key}\n");
-        for (class, index) in &self.tiles {
-            let _ = writeln!(text, "{class} {index}");
+        for ((kind, [m, n, k]), index) in &self.choices {
+            let _ = writeln!(text, "{kind:?} {m} {n} {k} {index}");
         }
         text
     }
@@ -64,34 +74,57 @@ impl Tuning {
             return None;
         }
         let entry = |line: &str| {
-            let (class, index) = line.split_once(' ')?;
-            let index: usize = index.parse().ok().filter(|at| *at < Tiles::ALL.len())?;
-            Some((class.to_owned(), index))
+            let (name, numbers) = line.split_once(' ')?;
+            let kind = *KINDS.iter().find(|kind| format!("{kind:?}") == name)?;
+            let numbers: Option<Vec<u32>> =
+                numbers.split(' ').map(|number| number.parse().ok()).collect();
+            let [m, n, k, index] = *numbers? else { return None };
+            let index = Some(index as usize).filter(|at| *at < kind.choices())?;
+            Some(((kind, [m, n, k]), index))
         };
-        Some(Self { tiles: lines.map(entry).collect::<Option<_>>()? })
+        Some(Self { choices: lines.map(entry).collect::<Option<_>>()? })
     }
 }
 
-/// The fastest tiles for each of `shapes`.
+/// Everything that is tuned.
+fn plan(has_matrix_units: bool) -> Vec<(Kind, [usize; 3])> {
+    let of = |kind: Kind, shapes: &[[usize; 3]]| {
+        shapes.iter().map(|shape| (kind, *shape)).collect::<Vec<_>>()
+    };
+    let mut plan = of(Kind::Tiles, &SHAPES);
+    if has_matrix_units {
+        plan.extend(of(Kind::Units, &UNIT_SHAPES));
+    }
+    plan
+}
+
+/// The fastest choice for each of `plan`.
 ///
 /// # Errors
 /// As running a kernel.
-pub(crate) fn measure(generation: &mut Generation, shapes: &[[usize; 3]]) -> Result<Tuning> {
+pub(crate) fn measure(
+    generation: &mut Generation,
+    plan: &[(Kind, [usize; 3])],
+) -> Result<Tuning> {
     let start = Instant::now();
     let mut best = Tuning::default();
-    for &[m, n, k] in shapes {
-        let mut times = Vec::new();
-        for index in 0..Tiles::ALL.len() {
+    for &(kind, size) in plan {
+        let weights = match kind {
+            Kind::Tiles => Weights::F32,
+            Kind::Units => Weights::F16,
+        };
+        let (prepared, mut times) = (prepared(size, weights)?, Vec::new());
+        for index in 0..kind.choices() {
             if start.elapsed() > MAX_TIME {
                 return Ok(best);
             }
-            let class = class(m, n, k);
-            generation.tuning = Tuning { tiles: [(class, index)].into() };
-            let time = product(generation, [m, n, k], Weights::F32)?.time(generation, REPEATS)?;
+            generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
+            let time = prepared.replay(generation)?.time(generation, REPEATS)?;
+            tracing::debug!(?kind, ?size, index, ?time, "measured");
             times.push((time, index));
         }
         if let Some((_, index)) = times.into_iter().min() {
-            best.tiles.insert(class(m, n, k), index);
+            best.choices.insert(class(kind, size), index);
         }
     }
     Ok(best)
@@ -103,20 +136,22 @@ mod tests {
 
     #[test]
     fn what_was_tuned_is_read_back_for_the_same_driver_only() {
-        let tiles = [(class(64, 64, 64), 1), (class(4096, 4096, 4096), 0)].into();
-        let tuning = Tuning { tiles };
+        let choices = [(class(Kind::Tiles, [64; 3]), 1), (class(Kind::Units, [4096; 3]), 0)].into();
+        let tuning = Tuning { choices };
         let text = tuning.text("adapter|Vulkan|driver 1");
         let back = Tuning::parse(&text, "adapter|Vulkan|driver 1").unwrap();
-        assert_eq!(back.tiles, tuning.tiles);
+        assert_eq!(back, tuning);
         assert!(Tuning::parse(&text, "adapter|Vulkan|driver 2").is_none());
         assert!(Tuning::parse("adapter\nrubbish", "adapter").is_none());
-        assert!(Tuning::parse("adapter\n6x6x6 99", "adapter").is_none());
+        assert!(Tuning::parse("adapter\nTiles 6 6 6 1", "adapter").is_some());
+        assert!(Tuning::parse("adapter\nTiles 6 6 6 99", "adapter").is_none());
+        assert!(Tuning::parse("adapter\nOther 6 6 6 1", "adapter").is_none());
     }
 
     #[test]
     fn every_choice_of_tiles_can_be_measured() {
         let mut generation = Generation::open(crate::tests::adapter_index(), None).unwrap();
-        let tuning = measure(&mut generation, &[[70, 130, 33]]).unwrap();
-        assert_eq!(tuning.tiles.len(), 1);
+        let tuning = measure(&mut generation, &[(Kind::Tiles, [70, 130, 33])]).unwrap();
+        assert_eq!(tuning.choices.len(), 1);
     }
 }

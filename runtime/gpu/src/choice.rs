@@ -162,16 +162,16 @@ impl Decision {
     }
 }
 
-/// Opens adapter number `index`.
+/// Opens adapter number `index`, with `matrix_units` to use those it has.
 ///
 /// # Errors
 /// `NotFound` when it has gone, `Unsupported` when it lacks what every kernel needs.
-pub(crate) fn open(index: usize) -> Result<Context> {
+pub(crate) fn open(index: usize, matrix_units: bool) -> Result<Context> {
     let found = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::PRIMARY));
     let adapter = found.into_iter().nth(index);
     let adapter =
         adapter.ok_or_else(|| Error::not_found(format!("adapter gpu:{index} is not there")))?;
-    Context::open(&adapter)
+    Context::open(&adapter, matrix_units)
 }
 
 #[cfg(test)]

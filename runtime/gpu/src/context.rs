@@ -1,12 +1,13 @@
 //! The opened device: queue, pipelines, and the thread that waits for it.
 
 use crate::shaders::Kernel;
-use mortise_types::{Error, ErrorKind, Result};
+use mortise_types::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{JoinHandle, current};
 use std::time::{Duration, Instant};
 
 /// Bytes of immediates that a kernel's parameters may take.
@@ -38,10 +39,13 @@ pub(crate) struct Context {
     /// What tuning is remembered under: adapter, driver and its version.
     pub(crate) tuning_key: String,
     pub(crate) is_software: bool,
+    /// Whether products of f16 run on matrix units: the adapter has them, and
+    /// they passed their test.
+    pub(crate) has_matrix_units: bool,
     layouts: Vec<Layout>,
     modules: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
     health: Arc<Health>,
-    poller: SyncSender<wgpu::SubmissionIndex>,
+    poller: Poller,
     #[cfg(test)]
     pub(crate) probe: Probe,
 }
@@ -77,16 +81,19 @@ impl Health {
 }
 
 impl Context {
+    /// With `matrix_units`, those are used where the adapter has them.
+    ///
     /// # Errors
     /// `Unsupported` when the adapter lacks immediates or is too small.
-    pub(crate) fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+    pub(crate) fn open(adapter: &wgpu::Adapter, matrix_units: bool) -> Result<Self> {
         let info = adapter.get_info();
         let limits = wanted_limits(adapter)?;
+        let has_matrix_units = matrix_units && has_matrix_units(adapter);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mortise"),
-            required_features: wgpu::Features::IMMEDIATES,
+            required_features: features(has_matrix_units),
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: experiments(has_matrix_units),
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         };
@@ -95,7 +102,7 @@ impl Context {
             opened.map_err(|e| Error::internal(format!("cannot open {}: {e}", info.name)))?;
         let health = Arc::new(Health::default());
         watch(&device, &health);
-        let poller = start_poller(device.clone(), health.clone())?;
+        let poller = Poller::start(device.clone(), health.clone())?;
         let driver = format!("{} {}", info.driver, info.driver_info);
         Ok(Self {
             layouts: (0..=MAX_BINDINGS).map(|count| layout(&device, count)).collect(),
@@ -103,6 +110,7 @@ impl Context {
             name: format!("{} ({})", info.name, driver.trim()),
             tuning_key: format!("{}|{}|{driver}", info.name, info.backend),
             is_software: info.device_type == wgpu::DeviceType::Cpu,
+            has_matrix_units,
             device,
             queue,
             limits,
@@ -232,9 +240,10 @@ impl Context {
     /// # Errors
     /// `Internal` when the thread is gone.
     pub(crate) fn watch_for(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        self.poller
-            .send(submission)
-            .map_err(|_| Error::new(ErrorKind::Internal, "the thread that polls the GPU is gone"))
+        let queue = self.poller.queue.as_ref();
+        queue
+            .and_then(|queue| queue.send(submission).ok())
+            .ok_or_else(|| Error::internal("the thread that polls the GPU is gone"))
     }
 
     /// Makes the device as good as lost, to see what recovers.
@@ -258,16 +267,32 @@ fn watch(device: &wgpu::Device, health: &Arc<Health>) {
     device.on_uncaptured_error(Arc::new(move |error| failed.fail(error.to_string())));
 }
 
-fn start_poller(
-    device: wgpu::Device,
-    health: Arc<Health>,
-) -> Result<SyncSender<wgpu::SubmissionIndex>> {
-    let (sender, receiver) = sync_channel(POLL_QUEUE);
-    std::thread::Builder::new()
-        .name("mortise-gpu".to_owned())
-        .spawn(move || poll(&device, &health, &receiver))
-        .map_err(|error| Error::internal(format!("cannot start the GPU's thread: {error}")))?;
-    Ok(sender)
+/// The thread that waits for submissions. Dropping it waits for the thread, so
+/// that nothing is in the driver when the process ends.
+struct Poller {
+    queue: Option<SyncSender<wgpu::SubmissionIndex>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Poller {
+    fn start(device: wgpu::Device, health: Arc<Health>) -> Result<Self> {
+        let (sender, receiver) = sync_channel(POLL_QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("mortise-gpu".to_owned())
+            .spawn(move || poll(&device, &health, &receiver))
+            .map_err(|error| Error::internal(format!("cannot start the GPU's thread: {error}")))?;
+        Ok(Self { queue: Some(sender), thread: Some(thread) })
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != current().id()) {
+            // It does not panic; if it did, there is nothing to wait for.
+            let _ = thread.join();
+        }
+    }
 }
 
 fn poll(device: &wgpu::Device, health: &Health, queue: &Receiver<wgpu::SubmissionIndex>) {
@@ -323,6 +348,36 @@ impl Signal {
             false => Ok(()),
         }
     }
+}
+
+/// Whether the adapter multiplies 16 by 16 matrices of f16 into f32, by
+/// subgroups of 32 threads as the kernels expect them.
+fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
+    let info = adapter.get_info();
+    let half = wgpu::CooperativeScalarType::F16;
+    let fits = |shape: &wgpu::CooperativeMatrixProperties| {
+        [shape.m_size, shape.n_size, shape.k_size] == [16; 3]
+            && shape.ab_type == half
+            && shape.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    adapter.features().contains(features(true))
+        && [info.subgroup_min_size, info.subgroup_max_size] == [32; 2]
+        && adapter.cooperative_matrix_properties().iter().any(fits)
+}
+
+fn features(matrix_units: bool) -> wgpu::Features {
+    let units = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    let more = if matrix_units { units } else { wgpu::Features::empty() };
+    wgpu::Features::IMMEDIATES | more
+}
+
+fn experiments(matrix_units: bool) -> wgpu::ExperimentalFeatures {
+    if !matrix_units {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: the one experiment that is used is matrix units, by one shader of
+    // our own, which has to give right and equal answers before it serves.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 fn wanted_limits(adapter: &wgpu::Adapter) -> Result<wgpu::Limits> {

@@ -7,6 +7,7 @@ use crate::heap::Heap;
 use crate::peaks;
 use crate::slots::Slots;
 use crate::tune::Tuning;
+use crate::units;
 use mortise_compute::measure::Peaks;
 use mortise_compute::{CpuDevice, Device, DeviceCaps, DeviceCounters, Executable};
 use mortise_graph::{Evaluate, GraphLimits, Plan};
@@ -157,11 +158,20 @@ impl GpuDevice {
 
 impl Generation {
     pub(crate) fn open(index: usize, tuning_file: Option<&Path>) -> Result<Self> {
-        let context = open(index)?;
-        let tuning = Tuning::default();
-        let mut made = Self { heap: Arc::default(), slots: Slots::new(), tuning, context };
+        let mut made = Self::untuned(index, true)?;
+        units::check(&mut made);
+        if made.context.is_lost() {
+            made = Self::untuned(index, false)?;
+        }
         Tuning::load_or_measure(&mut made, tuning_file);
+        // What tests and measurements took is given back.
+        made.slots = Slots::new();
         Ok(made)
+    }
+
+    fn untuned(index: usize, matrix_units: bool) -> Result<Self> {
+        let (heap, slots, tuning) = (Arc::default(), Slots::new(), Tuning::default());
+        Ok(Self { heap, slots, tuning, context: open(index, matrix_units)? })
     }
 }
 

@@ -22,8 +22,9 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod tune;
+mod units;
 mod weights;
 
 pub use choice::{AdapterSummary, DeviceChoice, adapters};
 pub use device::{Chosen, GpuDevice, choose_device};
-pub use measure::{Bench, RecordTimes, Weights};
+pub use measure::{Bench, DispatchTime, RecordTimes, Weights};

@@ -3,17 +3,22 @@
 
 use crate::context::Context;
 use crate::device::Generation;
-use crate::lower;
+use crate::lower::{self, Step};
 use crate::peaks;
 use crate::program::{Bound, Dispatch, Program};
+use crate::tune::{Kind, Tuning, class};
+use crate::units;
+use crate::heap::Weight;
 use crate::weights::WeightCache;
 use half::f16;
-use mortise_compute::{CpuDevice, CpuOptions};
+use mortise_compute::{CpuDevice, CpuOptions, Device};
 use mortise_graph::{Fact, GraphLimits, Plan};
 use mortise_types::{
-    Attribute, DType, Error, GraphBody, NodeDef, Result, RunControl, Signature, Tensor, Value,
-    ValueId,
+    Assets, Attribute, DType, Error, GraphBody, GraphDef, NodeDef, Result, RunControl, Shape,
+    Signature, Tensor, Value, ValueId,
 };
+use parking_lot::Mutex;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,7 +56,6 @@ impl Replay {
     /// # Errors
     /// As a run.
     pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
-        self.program.replay(generation, 1)?;
         self.program.time(generation, repeats)
     }
 
@@ -59,7 +63,6 @@ impl Replay {
     ///
     /// # Errors
     /// As a run.
-    #[cfg(test)]
     pub(crate) fn run(
         &self,
         generation: &Generation,
@@ -142,6 +145,13 @@ pub(crate) enum Rebinding {
     Once,
 }
 
+/// One dispatch of a model.
+pub struct DispatchTime {
+    pub kernel: &'static str,
+    pub groups: [u32; 3],
+    pub time: Duration,
+}
+
 /// Times to record one dispatch, over a pass of 1,000.
 pub struct RecordTimes {
     /// As a run does, bind groups included.
@@ -158,10 +168,18 @@ pub struct RecordTimes {
 /// `Overloaded` when the weights do not fit the device.
 pub(crate) fn product(
     generation: &Generation,
-    [m, n, k]: [usize; 3],
+    size: [usize; 3],
     weights: Weights,
 ) -> Result<Replay> {
-    let input = if weights == Weights::F16 { DType::F16 } else { DType::F32 };
+    prepared(size, weights)?.replay(generation)
+}
+
+/// A plan of one product, which can be lowered more than once.
+///
+/// # Errors
+/// None that is not ours.
+pub(crate) fn prepared([m, n, k]: [usize; 3], weights: Weights) -> Result<Prepared> {
+    let input = if weights == Weights::F32 { DType::F32 } else { DType::F16 };
     let mut parts = Parts::default();
     let x = parts.input(input, &[m, k]);
     let node = match weights {
@@ -179,14 +197,15 @@ pub(crate) fn product(
             let blocks = k.div_ceil(32);
             let bytes = (0..n * blocks * 4 * bits).map(|at| (at * 37) as u8).collect();
             let w = parts.constant(Tensor::from_vec(&[n, blocks, 4 * bits], bytes)?);
-            let scales = parts.constant(Tensor::from_vec(&[n * blocks], filled(n * blocks))?);
+            let scales = filled(n * blocks).into_iter().map(|scale| f16::from_f32(scale / 8.0));
+            let scales = parts.constant(Tensor::from_vec(&[n * blocks], scales.collect())?);
             let int = |name: &str, value: usize| (Arc::from(name), Attribute::Int(value as i64));
             let attributes =
                 vec![int("K", k), int("N", n), int("bits", bits), int("block_size", 32)];
             parts.node("com.microsoft", "MatMulNBits", &[x, w, scales], attributes)
         }
     };
-    parts.finish(generation, node)
+    Ok(parts.finish(node))
 }
 
 /// A chain of `count` products of one row, each too small to take time.
@@ -200,7 +219,7 @@ pub(crate) fn chain(generation: &Generation, count: usize) -> Result<Replay> {
     for _ in 0..count {
         x = parts.node("", "MatMul", &[x, w], Vec::new());
     }
-    parts.finish(generation, x)
+    parts.finish(x).replay(generation)
 }
 
 /// Small values that differ.
@@ -254,7 +273,7 @@ impl Parts {
         output
     }
 
-    fn finish(mut self, generation: &Generation, output: ValueId) -> Result<Replay> {
+    fn finish(mut self, output: ValueId) -> Prepared {
         self.body.outputs.push(output);
         let Self { body, constants, facts } = self;
         let plan = Plan {
@@ -265,12 +284,30 @@ impl Parts {
             signature: Signature::default(),
             rows_independent: false,
         };
+        Prepared { plan, cache: WeightCache::default(), weights: Mutex::default() }
+    }
+}
+
+/// A plan, and its weights on the device.
+pub(crate) struct Prepared {
+    plan: Plan,
+    cache: WeightCache,
+    /// Keep the weights where they are.
+    weights: Mutex<Vec<Arc<Weight>>>,
+}
+
+impl Prepared {
+    /// The plan's dispatches, with the generation's tuning as it is now.
+    ///
+    /// # Errors
+    /// `Overloaded` when the weights do not fit the device.
+    pub(crate) fn replay(&self, generation: &Generation) -> Result<Replay> {
         let Generation { context, heap, tuning, .. } = generation;
-        let cache = WeightCache::default();
-        let lowered = lower::lower(context, heap, &cache, tuning, &plan)?;
+        let lowered = lower::lower(context, heap, &self.cache, tuning, &self.plan)?;
+        self.weights.lock().extend(lowered.weights.iter().cloned());
         let cpu = CpuDevice::new(CpuOptions { threads: 1 });
         let limits = GraphLimits { max_arena_bytes: usize::MAX, ..GraphLimits::default() };
-        Ok(Replay { program: Program::new(generation, &*cpu, &plan, &limits, lowered)? })
+        Ok(Replay { program: Program::new(generation, &*cpu, &self.plan, &limits, lowered)? })
     }
 }
 
@@ -280,10 +317,41 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// What is tuned for the adapter is kept in `tuning_file`.
+    ///
     /// # Errors
     /// As [`crate::GpuDevice::open`].
-    pub fn open(index: usize) -> Result<Self> {
-        Ok(Self { generation: Generation::open(index, None)? })
+    pub fn open(index: usize, tuning_file: Option<&Path>) -> Result<Self> {
+        Ok(Self { generation: Generation::open(index, tuning_file)? })
+    }
+
+    /// Whether products of f16 run on matrix units.
+    pub fn has_matrix_units(&self) -> bool {
+        self.generation.context.has_matrix_units
+    }
+
+    /// Times of a product with every choice of tiles there is for it, as the
+    /// choices describe themselves.
+    ///
+    /// # Errors
+    /// As [`Bench::product`].
+    pub fn choices(
+        &mut self,
+        size: [usize; 3],
+        weights: Weights,
+        repeats: usize,
+    ) -> Result<Vec<(String, Duration)>> {
+        let kind = Kind::of(weights, self.has_matrix_units());
+        let prepared = prepared(size, weights)?;
+        let tuned = self.generation.tuning.clone();
+        let time = |index: usize| {
+            self.generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
+            let time = prepared.replay(&self.generation)?.time(&self.generation, repeats)?;
+            Ok((kind.describe(index), time))
+        };
+        let times = (0..kind.choices()).map(time).collect();
+        self.generation.tuning = tuned;
+        times
     }
 
     pub fn name(&self) -> &str {
@@ -296,6 +364,66 @@ impl Bench {
     /// `Overloaded` when it does not fit the device.
     pub fn product(&self, shape: [usize; 3], weights: Weights, repeats: usize) -> Result<Duration> {
         product(&self.generation, shape, weights)?.time(&self.generation, repeats)
+    }
+
+    /// Runs products on matrix units `repeats` times, of shapes and numbers that
+    /// change every 20; answers how many were not right or not bit by bit the
+    /// same as before, or `None` without matrix units.
+    ///
+    /// # Errors
+    /// As a run.
+    pub fn unstable_products(&mut self, repeats: usize) -> Result<Option<usize>> {
+        const SAME: usize = 20;
+        if !self.generation.context.has_matrix_units {
+            return Ok(None);
+        }
+        let mut failed = 0;
+        for round in 0..repeats.div_ceil(SAME) {
+            failed += units::unstable(&mut self.generation, round as u64, SAME)?;
+        }
+        Ok(Some(failed))
+    }
+
+    /// What each dispatch of a model takes by itself, for inputs of these
+    /// shapes.
+    ///
+    /// # Errors
+    /// As [`crate::GpuDevice`]'s compilation and runs.
+    pub fn profile(&self, def: &GraphDef, shapes: &[Shape]) -> Result<Vec<DispatchTime>> {
+        const REPEATS: u32 = 20;
+        let cpu = CpuDevice::new(CpuOptions { threads: 1 });
+        let limits = GraphLimits::default();
+        let evaluate = Device::evaluate(&*cpu);
+        let plan = mortise_graph::plan(def, &Assets::default(), &limits, evaluate)?;
+        let plan = plan.specialised(shapes, &limits, evaluate)?;
+        let Generation { context, heap, tuning, .. } = &self.generation;
+        let lowered = lower::lower(context, heap, &WeightCache::default(), tuning, &plan)?;
+        let name = |step: &Step| match step {
+            Step::Launch(launch) => Some(launch.kernel.name()),
+            _ => None,
+        };
+        let names: Vec<_> = lowered.steps.iter().filter_map(name).collect();
+        let program = Program::new(&self.generation, &*cpu, &plan, &limits, lowered)?;
+        let replay = Replay { program };
+        let bound = replay.bound(&self.generation)?;
+        let timed = |(name, (dispatch, group)): (&'static str, (&Dispatch, &wgpu::BindGroup))| {
+            let run = |repeats: u32| {
+                let mut encoder = context.device.create_command_encoder(&Default::default());
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, group, &[]);
+                pass.set_immediates(0, dispatch.params.bytes());
+                let [x, y, z] = dispatch.groups;
+                (0..repeats).for_each(|_| pass.dispatch_workgroups(x, y, z));
+                drop(pass);
+                let start = Instant::now();
+                finish(context, encoder.finish())?;
+                Ok::<_, Error>(start.elapsed() / repeats)
+            };
+            run(2)?;
+            Ok(DispatchTime { kernel: name, groups: dispatch.groups, time: run(REPEATS)? })
+        };
+        names.into_iter().zip(replay.program.recorded(&bound)).map(timed).collect()
     }
 
     /// Gigabytes read and written a second when copying `bytes` on the device.
@@ -336,18 +464,26 @@ fn median(rounds: usize, mut call: impl FnMut()) -> Duration {
 }
 
 impl Program {
-    /// Time of one replay on the device, out of `repeats` in one submission.
+    /// Time of one replay on the device, out of `repeats` in one submission: the
+    /// best of three, once the device has run for long enough to have its full
+    /// clock.
     ///
     /// # Errors
     /// As [`Program::run`].
     pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
-        let start = Instant::now();
-        self.replay(generation, repeats)?;
-        Ok(start.elapsed() / repeats as u32)
+        let warm = Instant::now();
+        while warm.elapsed() < WARM_UP {
+            self.replay(generation, 1)?;
+        }
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            best = best.min(self.replay(generation, repeats)?);
+        }
+        Ok(best / repeats as u32)
     }
 
     /// Records the dispatches `repeats` times, submits them once, and waits.
-    /// Answers how long recording and submitting took.
+    /// Answers how long it took from the submission on.
     ///
     /// # Errors
     /// As [`Program::run`].
@@ -355,17 +491,19 @@ impl Program {
         let context = &generation.context;
         let mut lease = generation.slots.acquire(context, &RunControl::unbounded())?;
         let groups = self.bind_for(generation, &mut lease)?;
-        let start = Instant::now();
         let mut encoder = context.device.create_command_encoder(&Default::default());
         for _ in 0..repeats {
             self.record_all(&mut encoder, &groups);
         }
         let commands = encoder.finish();
-        let recorded = start.elapsed();
+        let start = Instant::now();
         finish(context, commands)?;
-        Ok(recorded)
+        Ok(start.elapsed())
     }
 }
+
+/// How long a device runs before it is measured.
+const WARM_UP: Duration = Duration::from_millis(30);
 
 /// Submits commands and waits until they are done.
 ///

@@ -57,12 +57,20 @@ fn f32_per_second(context: &Context, groups: u32) -> Result<f64> {
 /// As [`peaks`].
 pub(crate) fn bytes_per_second(context: &Context, bytes: u64) -> Result<f64> {
     const REPEATS: u32 = 10;
-    let usage = Usage::COPY_SRC | Usage::COPY_DST;
-    let from = context.buffer("source", bytes, usage, false)?;
-    let to = context.buffer("target", bytes, usage, false)?;
+    const GROUPS: u32 = 4_096;
+    let from = context.buffer("source", bytes, Usage::STORAGE, false)?;
+    let to = context.buffer("target", bytes, Usage::STORAGE, false)?;
+    let pipeline = context.pipeline(&Kernel::new(File::Stream, 2, &[]))?;
+    let bindings = context.bind(&[from.as_entire_buffer_binding(), to.as_entire_buffer_binding()]);
+    let params = Params::new().word((bytes / 16) as u32);
     let copies = || {
         let mut encoder = context.device.create_command_encoder(&Default::default());
-        (0..REPEATS).for_each(|_| encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes));
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &bindings, &[]);
+        pass.set_immediates(0, params.bytes());
+        (0..REPEATS).for_each(|_| pass.dispatch_workgroups(GROUPS, 1, 1));
+        drop(pass);
         finish(context, encoder.finish())
     };
     Ok(2.0 * bytes as f64 * f64::from(REPEATS) / best_seconds(copies)?)

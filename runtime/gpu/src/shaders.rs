@@ -27,21 +27,32 @@ macro_rules! files {
 
 files! {
     Attention => "attention.wgsl",
+    Combine => "combine.wgsl",
     Common => "common.wgsl",
     Conv => "conv.wgsl",
     Copy => "copy.wgsl",
     Depthwise => "depthwise.wgsl",
+    Expand => "expand.wgsl",
     Gather => "gather.wgsl",
     Gemv => "gemv.wgsl",
+    GemvQuads => "gemv_quads.wgsl",
+    GemvWords => "gemv_words.wgsl",
     Lanes => "lanes.wgsl",
     Matmul => "matmul.wgsl",
     MatmulInt8 => "matmul_int8.wgsl",
+    MatmulQuads => "matmul_quads.wgsl",
+    MatmulUnits => "matmul_units.wgsl",
     Norm => "norm.wgsl",
     Pack => "pack.wgsl",
+    PackHalf => "pack_half.wgsl",
+    Parts => "parts.wgsl",
     Peak => "peak.wgsl",
     Pool => "pool.wgsl",
+    Product => "product.wgsl",
     Reduce => "reduce.wgsl",
+    Scalars => "scalars.wgsl",
     Softmax => "softmax.wgsl",
+    Stream => "stream.wgsl",
     Tiles => "tiles.wgsl",
 }
 
@@ -91,14 +102,8 @@ impl Kernel {
             Text::File(file) => file.text(),
             Text::Generated(source) => source,
         };
-        let mut source = String::with_capacity(text.len());
-        for line in text.lines() {
-            match line.strip_prefix(INCLUDE) {
-                Some(name) => source.push_str(included(name)),
-                None => source.push_str(line),
-            }
-            source.push('\n');
-        }
+        let mut source = String::with_capacity(2 * text.len());
+        push(&mut source, text);
         for (name, value) in &self.constants {
             source = with_constant(&source, name, *value);
         }
@@ -107,7 +112,19 @@ impl Kernel {
 }
 
 /// Files that others include, and that are no shader by themselves.
-const FRAGMENTS: [File; 3] = [File::Common, File::Lanes, File::Tiles];
+const FRAGMENTS: [File; 6] =
+    [File::Common, File::Lanes, File::Parts, File::Product, File::Scalars, File::Tiles];
+
+/// The text with includes in place, those of fragments too.
+fn push(source: &mut String, text: &str) {
+    for line in text.lines() {
+        match line.strip_prefix(INCLUDE) {
+            Some(name) => push(source, included(name)),
+            None => source.push_str(line),
+        }
+        source.push('\n');
+    }
+}
 
 /// # Panics
 /// When there is no such fragment.

@@ -15,8 +15,9 @@ pub(crate) enum Format {
     Words,
     /// The tensor's own bytes.
     Bytes,
-    /// `FP16` pairs along k, one row a column of the matrix. `transposed` when
-    /// the tensor has that layout already.
+    /// `FP16` pairs along k, one row of [`half_words`] a column of the matrix,
+    /// filled up with zeros. `transposed` when the tensor has its columns in
+    /// rows already.
     HalfColumns { transposed: bool },
 }
 
@@ -161,22 +162,31 @@ pub(crate) fn column_words(count: usize, per_word: usize) -> usize {
     count.div_ceil(per_word)
 }
 
+/// Words that one row of `count` values of `FP16` takes: whole loads of four.
+pub(crate) fn half_words(count: usize) -> usize {
+    column_words(count, 2).next_multiple_of(4)
+}
+
+const COLUMNS_AT_ONCE: usize = 32;
+
 fn half_columns(tensor: &Tensor, transposed: bool) -> Result<Vec<u32>> {
     let values = tensor.as_slice::<f16>()?;
     let [rows, columns] = *tensor.shape() else {
         return Err(Error::internal("a packed weight is a matrix"));
     };
     let (k, n) = if transposed { (columns, rows) } else { (rows, columns) };
-    let value = |k_index: usize, column: usize| match transposed {
-        true => values[column * k + k_index],
-        false => values[k_index * n + column],
-    };
-    let pitch = column_words(k, 2);
+    // What one step along k and one along n is.
+    let (deep, across) = if transposed { (1, k) } else { (n, 1) };
+    let pitch = half_words(k);
     let mut words = vec![0u32; pitch * n];
-    for column in 0..n {
-        for k_index in 0..k {
-            let bits = u32::from(value(k_index, column).to_bits());
-            words[column * pitch + k_index / 2] |= bits << (16 * (k_index % 2));
+    // A few columns at a time, so that reads and writes stay in the cache.
+    for (block, rows) in words.chunks_mut(pitch * COLUMNS_AT_ONCE).enumerate() {
+        for at in 0..k {
+            for (column, row) in rows.chunks_exact_mut(pitch).enumerate() {
+                let column = block * COLUMNS_AT_ONCE + column;
+                let bits = u32::from(values[at * deep + column * across].to_bits());
+                row[at / 2] |= bits << (16 * (at % 2));
+            }
         }
     }
     Ok(words)
@@ -192,7 +202,8 @@ mod tests {
         let tensor = Tensor::from_vec(&[3, 2], values.clone()).unwrap();
         let packed = half_columns(&tensor, false).unwrap();
         let bits = |i: usize| u32::from(values[i].to_bits());
-        assert_eq!(packed, [bits(0) | bits(2) << 16, bits(4), bits(1) | bits(3) << 16, bits(5)]);
+        let columns = [bits(0) | bits(2) << 16, bits(4), 0, 0, bits(1) | bits(3) << 16, bits(5), 0, 0];
+        assert_eq!(packed, columns);
         let turned = Tensor::from_vec(&[2, 3], [0, 2, 4, 1, 3, 5].map(|i| values[i]).to_vec());
         assert_eq!(half_columns(&turned.unwrap(), true).unwrap(), packed);
     }

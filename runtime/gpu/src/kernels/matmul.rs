@@ -1,12 +1,12 @@
 //! Matrix products, with what follows them in the same kernel.
 
 use super::{activation, float, input, int, only_output};
-use crate::lower::{Builder, MAX_GROUPS};
+use crate::lower::{Builder, MAX_GROUPS, THREADS};
 use crate::operand::{Operand, Place, collapse};
 use crate::params::Params;
 use crate::shaders::{File, Kernel};
-use crate::tune::{GEMV_ROWS, Tiles};
-use crate::weights::{Format, column_words};
+use crate::tune::{GEMV_ROWS, Tiles, UnitTiles};
+use crate::weights::{Format, half_words};
 use mortise_types::{DType, NodeDef, Result, Shape, ValueId};
 
 /// One product, ready to emit: sizes, and strides in elements.
@@ -25,6 +25,12 @@ pub(crate) struct Product {
     pub(crate) activation: u32,
     pub(crate) bias: Option<Bias>,
     pub(crate) residual: Option<Place>,
+    /// Whether the residual is added before the activation.
+    pub(crate) activates_residual: bool,
+    /// Whether rounding the left operand to `FP16` is allowed, or nothing.
+    pub(crate) allows_half: bool,
+    /// Whether the answer is rounded to `FP16`.
+    pub(crate) rounds: bool,
     pub(crate) weights: Packing,
 }
 
@@ -49,12 +55,16 @@ impl Default for Product {
             activation: 0,
             bias: None,
             residual: None,
+            activates_residual: false,
+            allows_half: false,
+            rounds: false,
             weights: Packing::Words,
         }
     }
 }
 
 /// How the right operand is stored; see `matmul.wgsl`.
+#[derive(Clone)]
 pub(crate) enum Packing {
     Words,
     Half,
@@ -77,11 +87,85 @@ impl Packing {
             Self::Blocks { .. } => 3,
         }
     }
+
+    /// Values, in quads, that four words hold.
+    fn quads_in_four_words(&self) -> usize {
+        match self {
+            Self::Words => 1,
+            Self::Half => 2,
+            Self::Blocks { bits, .. } => 32 / bits,
+        }
+    }
+
+    /// Whether four words never hold values of two blocks.
+    fn has_whole_blocks(&self) -> bool {
+        match self {
+            Self::Blocks { bits, block, .. } => block.is_multiple_of(128 / bits),
+            _ => true,
+        }
+    }
 }
 
 impl Product {
     /// Emits the product of `left` and `right` into `out`.
     pub(crate) fn launch(self, builder: &mut Builder<'_>, left: Place, right: Place, out: Place) {
+        let variant = self.variant(builder);
+        if let Variant::Units(_) = variant {
+            let (left, right) = (self.pack(builder, left), self.expand(builder, right));
+            let pitch = half_words(self.k);
+            let (a, b) = ([pitch, 1, 0, 0], [0, pitch, 0, 0]);
+            let halves = Self { a, b, weights: Packing::Half, ..self };
+            return halves.launch_as(builder, variant, left, right, out);
+        }
+        self.launch_as(builder, variant, left, right, out);
+    }
+
+    fn launch_as(
+        self,
+        builder: &mut Builder<'_>,
+        variant: Variant,
+        left: Place,
+        right: Place,
+        out: Place,
+    ) {
+        let groups = self.groups(variant);
+        let parts = variant.parts(groups, self.k);
+        if parts == 1 {
+            let kernel = self.kernel(variant, 1);
+            return self.emit(builder, kernel, groups, [left, right, out]);
+        }
+        let count = groups[2] * parts * self.m * self.n;
+        let sums = builder.allocate(DType::F32, &[count]).place;
+        let spread = [groups[0], groups[1], groups[2] * parts];
+        let plain = Self {
+            bias: None,
+            residual: None,
+            activation: 0,
+            rounds: false,
+            weights: self.weights.clone(),
+            ..self
+        };
+        let kernel = plain.kernel(variant, parts);
+        plain.emit(builder, kernel, spread, [left, right, sums.clone()]);
+        self.combine(builder, sums, parts, out);
+    }
+
+    /// Emits the addition of `parts` sums, and all that follows.
+    pub(crate) fn combine(&self, builder: &mut Builder<'_>, sums: Place, parts: usize, out: Place) {
+        let mut constants = self.ending();
+        constants.push(("SUMMANDS", parts as u32));
+        let kernel = Kernel::new(File::Combine, 7, &constants);
+        let groups = [(self.m * self.n).div_ceil(THREADS), 1, self.batch[0] * self.batch[1]];
+        self.emit(builder, kernel, groups, [sums.clone(), sums, out]);
+    }
+
+    fn emit(
+        &self,
+        builder: &mut Builder<'_>,
+        kernel: Kernel,
+        groups: [usize; 3],
+        [left, right, out]: [Place; 3],
+    ) {
         let (scales, zeros, block) = match &self.weights {
             Packing::Blocks { scales, zeros, block, .. } => (scales.clone(), zeros.clone(), *block),
             _ => (left.clone(), left.clone(), 1),
@@ -106,33 +190,175 @@ impl Product {
             .size(bias.map_or(0, |bias| bias.column))
             .float(self.alpha)
             .float(bias.map_or(0.0, |bias| bias.beta));
-        let (kernel, groups) = self.kernel(builder);
         builder.launch(kernel, bindings, params, groups);
     }
 
-    fn kernel(&self, builder: &Builder<'_>) -> (Kernel, [usize; 3]) {
-        let batch = self.batch[0] * self.batch[1];
-        let packed = !matches!(self.weights, Packing::Words);
-        let along_k = packed || (self.b[0] == 1 && self.n > 1);
-        let mut constants = vec![
-            ("B_FORMAT", self.weights.code()),
+    /// Which kernel suits the shapes and strides.
+    fn variant(&self, builder: &Builder<'_>) -> Variant {
+        let shared = builder.context.limits.max_compute_workgroup_storage_size as usize;
+        if self.m <= GEMV_ROWS {
+            return match () {
+                () if self.columns_are_quads() => Variant::GemvQuads,
+                () if self.columns_are_words(shared) => Variant::GemvWords,
+                () => Variant::Gemv,
+            };
+        }
+        let size = [self.m, self.n, self.k];
+        let units = builder.tuning.units(size, shared);
+        if let Some(tiles) = units.filter(|_| builder.context.has_matrix_units && self.fits_units()) {
+            return Variant::Units(tiles);
+        }
+        let tiles = builder.tuning.tiles(size, shared);
+        match self.are_quads() {
+            true => Variant::Quads(tiles),
+            false => Variant::Scalars(tiles),
+        }
+    }
+
+    /// Workgroups along columns and rows, and for each product.
+    fn groups(&self, variant: Variant) -> [usize; 3] {
+        let [m, n] = match variant {
+            Variant::Gemv => [self.m, 256 / self.gemv_lanes()],
+            Variant::GemvQuads | Variant::GemvWords => [self.m, 32],
+            Variant::Scalars(tiles) | Variant::Quads(tiles) => [tiles.m(), tiles.n()],
+            Variant::Units(tiles) => [tiles.m(), tiles.n()],
+        };
+        [self.n.div_ceil(n), self.m.div_ceil(m), self.batch[0] * self.batch[1]]
+    }
+
+    fn kernel(&self, variant: Variant, parts: usize) -> Kernel {
+        let format = ("B_FORMAT", self.weights.code());
+        let along_k = ("B_ALONG_K", u32::from(self.runs_along_k()));
+        let a_along_k = ("A_ALONG_K", u32::from(self.a[1] == 1));
+        let (rows, parts) = (("M", self.m as u32), ("PARTS", parts as u32));
+        let mut constants = self.ending();
+        let file = match variant {
+            Variant::Gemv => {
+                let lanes = self.gemv_lanes() as u32;
+                constants.extend([format, along_k, rows, ("LANES", lanes)]);
+                File::Gemv
+            }
+            Variant::GemvQuads => {
+                constants.push(rows);
+                File::GemvQuads
+            }
+            Variant::GemvWords => {
+                constants.extend([format, rows]);
+                File::GemvWords
+            }
+            Variant::Scalars(tiles) => {
+                constants.extend(tile_constants(tiles));
+                constants.extend([format, along_k, a_along_k, parts]);
+                File::Matmul
+            }
+            Variant::Quads(tiles) => {
+                constants.extend(tile_constants(tiles));
+                let b_along_k = ("B_ALONG_K", u32::from(self.b[1] != 1));
+                constants.extend([a_along_k, b_along_k, parts]);
+                File::MatmulQuads
+            }
+            Variant::Units(tiles) => {
+                constants.extend(unit_constants(tiles));
+                let changes = self.activation != 0
+                    || self.bias.is_some()
+                    || self.residual.is_some()
+                    || self.rounds
+                    || self.alpha != 1.0;
+                constants.extend([parts, ("CHANGES", u32::from(changes))]);
+                File::MatmulUnits
+            }
+        };
+        Kernel::new(file, 7, &constants)
+    }
+
+    /// What happens to a sum before it is written.
+    fn ending(&self) -> Vec<(&'static str, u32)> {
+        vec![
             ("ACTIVATION", self.activation),
             ("HAS_BIAS", u32::from(self.bias.is_some())),
-            ("HAS_RESIDUAL", u32::from(self.residual.is_some())),
-            ("B_ALONG_K", u32::from(along_k)),
-        ];
-        if self.m <= GEMV_ROWS {
-            let lanes = if along_k { 32 } else { 8 };
-            constants.push(("LANES", lanes));
-            let groups = [self.n.div_ceil(256 / lanes as usize), 1, batch];
-            return (Kernel::new(File::Gemv, 7, &constants), groups);
+            ("HAS_RESIDUAL", self.residual_code()),
+            ("ROUNDS", u32::from(self.rounds)),
+        ]
+    }
+
+    /// Whether neighbours in the right operand lie along k.
+    fn runs_along_k(&self) -> bool {
+        !matches!(self.weights, Packing::Words) || (self.b[0] == 1 && self.n > 1)
+    }
+
+    fn gemv_lanes(&self) -> usize {
+        if self.runs_along_k() { 32 } else { 8 }
+    }
+
+    fn residual_code(&self) -> u32 {
+        match (&self.residual, self.activates_residual) {
+            (None, _) => 0,
+            (Some(_), false) => 1,
+            (Some(_), true) => 2,
         }
-        let shared = builder.context.limits.max_compute_workgroup_storage_size as usize;
-        let tiles = builder.tuning.tiles(self.m, self.n, self.k, shared);
-        constants.extend(tile_constants(tiles));
-        constants.push(("A_ALONG_K", u32::from(self.a[1] == 1)));
-        let groups = [self.n.div_ceil(tiles.n()), self.m.div_ceil(tiles.m()), batch];
-        (Kernel::new(File::Matmul, 7, &constants), groups)
+    }
+
+    /// Whether neighbouring columns of the matrix of floats lie in fours.
+    fn columns_are_quads(&self) -> bool {
+        let [row, column, b0, b1] = self.b;
+        matches!(self.weights, Packing::Words) && column == 1 && in_fours([row, b0, b1, self.n])
+    }
+
+    /// Whether the matrix and the rows before it can be read along k, four words
+    /// at a time, by threads that share `shared` bytes.
+    fn columns_are_words(&self, shared: usize) -> bool {
+        let [row, column, b0, b1] = self.b;
+        let rows = self.a[1] == 1 && in_fours([self.a[0], self.a[2], self.a[3], self.k]);
+        let unit = !matches!(self.weights, Packing::Words) || row == 1;
+        let words = if self.m <= 4 { 64 } else { 32 };
+        let staged = self.m * words * (self.weights.quads_in_four_words() + 1) * 16;
+        rows
+            && unit
+            && in_fours([column, b0, b1, 4])
+            && self.weights.has_whole_blocks()
+            && staged + 4096 <= shared
+    }
+
+    /// Whether both matrices of floats can be read in fours.
+    fn are_quads(&self) -> bool {
+        let quads = |[outer, inner, b0, b1]: [usize; 4], [long, short]: [usize; 2]| {
+            let (along, across, length) = if inner == 1 { (inner, outer, short) } else { (outer, inner, long) };
+            along == 1 && in_fours([across, b0, b1, length])
+        };
+        matches!(self.weights, Packing::Words)
+            && quads(self.a, [self.m, self.k])
+            && quads(self.b, [self.k, self.n])
+    }
+
+    /// Whether the product may and can run on matrix units.
+    fn fits_units(&self) -> bool {
+        self.allows_half
+            && !matches!(self.weights, Packing::Words)
+            && self.batch == [1, 1]
+    }
+
+    /// Emits the left operand's packing as rows of `FP16`.
+    fn pack(&self, builder: &mut Builder<'_>, left: Place) -> Place {
+        let pitch = half_words(self.k);
+        let packed = builder.allocate(DType::I32, &[self.m, pitch]).place;
+        let params = Params::new().sizes(&[self.m, self.k, pitch, self.a[0], self.a[1]]);
+        let groups = [(self.m * pitch).div_ceil(THREADS), 1, 1];
+        let bindings = vec![left, packed.clone()];
+        builder.launch(Kernel::new(File::PackHalf, 2, &[]), bindings, params, groups);
+        packed
+    }
+
+    /// Emits the right operand's columns as rows of `FP16`, where it is none.
+    fn expand(&self, builder: &mut Builder<'_>, right: Place) -> Place {
+        let Packing::Blocks { bits, block, scales, zeros } = &self.weights else { return right };
+        let pitch = half_words(self.k);
+        let expanded = builder.allocate(DType::I32, &[self.n, pitch]).place;
+        let params = Params::new().sizes(&[self.n, self.k, self.b[1], pitch, *block]);
+        let groups = [(self.n * pitch / 4).div_ceil(THREADS), 1, 1];
+        let bindings = vec![right, scales.clone(), zeros.clone(), expanded.clone()];
+        let kernel = Kernel::new(File::Expand, 4, &[("BITS", *bits as u32)]);
+        builder.launch(kernel, bindings, params, groups);
+        expanded
     }
 
     /// Whether a dispatch can have as many workgroups as this takes.
@@ -144,13 +370,68 @@ impl Product {
     }
 }
 
-pub(crate) fn tile_constants(tiles: Tiles) -> [(&'static str, u32); 5] {
+fn in_fours(counts: [usize; 4]) -> bool {
+    counts.iter().all(|count| count.is_multiple_of(4))
+}
+
+/// A kernel for products, and how it is cut.
+#[derive(Clone, Copy)]
+enum Variant {
+    /// Few rows: by any strides, and where columns, or values of one column, lie
+    /// in fours.
+    Gemv,
+    GemvQuads,
+    GemvWords,
+    /// Tiles of operands by any strides, and of such as lie in fours.
+    Scalars(Tiles),
+    Quads(Tiles),
+    /// On matrix units.
+    Units(UnitTiles),
+}
+
+impl Variant {
+    /// Parts of the terms that workgroups take, where there are too few of them
+    /// otherwise.
+    fn parts(self, groups: [usize; 3], k: usize) -> usize {
+        match self {
+            Self::Scalars(tiles) | Self::Quads(tiles) => parts(groups, k, tiles.depth),
+            Self::Units(tiles) => parts(groups, k, tiles.depth),
+            _ => 1,
+        }
+    }
+}
+
+/// Workgroups that keep a large device busy.
+const BUSY_GROUPS: usize = 160;
+
+/// Tiles along k that a part has at least.
+const TILES_A_PART: usize = 4;
+
+/// Parts to cut `k` terms in, so that a large device has enough workgroups.
+pub(crate) fn parts(groups: [usize; 3], k: usize, depth: usize) -> usize {
+    let wanted = BUSY_GROUPS / groups.iter().product::<usize>().max(1);
+    wanted.min(k / (depth * TILES_A_PART)).max(1)
+}
+
+fn unit_constants(tiles: UnitTiles) -> [(&'static str, u32); 6] {
+    [
+        ("WARPS_M", tiles.warps[0] as u32),
+        ("WARPS_N", tiles.warps[1] as u32),
+        ("FRAGMENTS", tiles.fragments as u32),
+        ("TILE_K", tiles.depth as u32),
+        ("STAGES", tiles.stages as u32),
+        ("AHEAD", tiles.ahead as u32),
+    ]
+}
+
+pub(crate) fn tile_constants(tiles: Tiles) -> [(&'static str, u32); 6] {
     [
         ("ROWS", tiles.rows as u32),
         ("COLUMNS", tiles.columns as u32),
         ("THREADS_M", tiles.threads_m as u32),
         ("THREADS_N", tiles.threads_n as u32),
         ("TILE_K", tiles.depth as u32),
+        ("STAGES", tiles.stages as u32),
     ]
 }
 
@@ -283,6 +564,7 @@ fn emit(builder: &mut Builder<'_>, call: &Call, batch: &[usize], shape: &[usize]
     };
     let Some(mut product) = describe(&a, b.as_ref(), batch, shape) else { return Ok(false) };
     product.alpha = call.alpha;
+    product.rounds = call.dtype == DType::F16;
     product.activation = call.activation;
     if let Some(bias) = call.bias {
         let operand = builder.operand(bias)?;
@@ -295,7 +577,8 @@ fn emit(builder: &mut Builder<'_>, call: &Call, batch: &[usize], shape: &[usize]
         (None, Some(tensor)) => {
             let format = Format::HalfColumns { transposed: call.turn_b };
             product.weights = Packing::Half;
-            product.b = [0, column_words(product.k, 2), 0, 0];
+            product.b = [0, half_words(product.k), 0, 0];
+            product.allows_half = true;
             Place::Weight(builder.weight(&tensor, format)?)
         }
         (None, None) => return Ok(false),
@@ -305,7 +588,7 @@ fn emit(builder: &mut Builder<'_>, call: &Call, batch: &[usize], shape: &[usize]
     }
     let out = builder.allocate(call.dtype, shape);
     product.launch(builder, a.place, right, out.place.clone());
-    round(builder, call.output, out);
+    builder.define(call.output, out);
     Ok(true)
 }
 

@@ -30,6 +30,8 @@ struct NBits {
     n: usize,
     bits: usize,
     block: usize,
+    /// Whether the rows are `FP16`, or may be rounded to it.
+    allows_half: bool,
 }
 
 /// # Errors
@@ -60,6 +62,8 @@ pub(crate) fn matmul_nbits(builder: &mut Builder<'_>, node: &NodeDef) -> Result<
         b: [0, blocks * call.block * call.bits / 32, 0, 0],
         out: [call.n, 0, 0],
         bias,
+        allows_half: call.allows_half,
+        rounds: x.dtype == DType::F16,
         weights: Packing::Blocks { bits: call.bits, block: call.block, scales, zeros },
         ..Product::default()
     };
@@ -70,7 +74,7 @@ pub(crate) fn matmul_nbits(builder: &mut Builder<'_>, node: &NodeDef) -> Result<
     if let Some(last) = shape.last_mut() {
         *last = call.n;
     }
-    let out = builder.allocate(DType::F32, &shape);
+    let out = builder.allocate(x.dtype, &shape);
     product.launch(builder, x.place, right, out.place.clone());
     builder.define(call.output, out);
     Ok(true)
@@ -90,22 +94,36 @@ impl NBits {
             None => None,
         };
         let bias = input(node, 5);
-        let single =
-            |value: ValueId| builder.is_held(value) && builder.dtype(value) == Some(DType::F32);
+        let dtype = builder.dtype(x)?;
+        let same = |value: ValueId| builder.is_float(value) && builder.dtype(value) == Some(dtype);
         let blocks = k.div_ceil(block);
+        // The levels from 2 on are FP16, BF16 and INT8.
+        let allows_half = dtype == DType::F16 || int(node, "accuracy_level", 0)? >= 2;
         let fits = matches!(bits, 4 | 8)
             && block.is_power_of_two()
             && block >= 16
-            && single(x)
-            && single(scales)
-            && bias.is_none_or(single)
+            && same(x)
+            && same(scales)
+            && bias.is_none_or(same)
             && input(node, 4).is_none()
             && builder.shape(x)?.last() == Some(&k)
             && weights.dtype() == DType::U8
             && weights.len() == n * blocks * block * bits / 8
             && builder.shape(scales)?.iter().product::<usize>() == n * blocks;
         let output = only_output(node)?;
-        fits.then_some(Self { x, weights, scales, zeros, bias, output, k, n, bits, block })
+        fits.then_some(Self {
+            x,
+            weights,
+            scales,
+            zeros,
+            bias,
+            output,
+            k,
+            n,
+            bits,
+            block,
+            allows_half,
+        })
     }
 
     /// One number a block, however the file has them.

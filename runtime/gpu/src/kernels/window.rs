@@ -1,7 +1,7 @@
 //! Operators that slide a window over images: convolution and pooling. Signals
 //! of one dimension are images one row high.
 
-use super::matmul::{round, tile_constants};
+use super::matmul::{Bias, Product, parts, round, tile_constants};
 use super::pointwise::Chain;
 use super::{activation, float, input, int, ints, only_output, text};
 use crate::lower::{Builder, MAX_GROUPS, THREADS};
@@ -93,6 +93,11 @@ impl Window {
     fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
+
+    /// Whether every output is of the one input at its place.
+    fn is_point(&self) -> bool {
+        self.taps() == 1 && self.strides == [1; 2] && self.output == self.input
+    }
 }
 
 /// A convolution, ready to emit.
@@ -169,6 +174,31 @@ impl Conv {
         })
     }
 
+    /// The product of weights and images: of a window of one position with each
+    /// image as it lies. Others can only add its parts.
+    fn product(
+        &self,
+        [m, n, k]: [usize; 3],
+        bias: Option<Operand>,
+        residual: Option<Operand>,
+    ) -> Product {
+        let bias = bias.map(|bias| Bias { place: bias.place, row: 1, column: 0, beta: 1.0 });
+        Product {
+            m,
+            n,
+            k,
+            batch: [1, self.shape[0]],
+            a: [k, 1, 0, 0],
+            b: [n, 1, 0, k * n],
+            out: [n, 0, m * n],
+            activation: self.activation,
+            bias,
+            residual: residual.map(|residual| residual.place),
+            activates_residual: true,
+            ..Product::default()
+        }
+    }
+
     fn tiled(
         &self,
         builder: &mut Builder<'_>,
@@ -181,26 +211,50 @@ impl Conv {
         let (m, n) = (self.shape[1] / self.groups, window.positions());
         let channels = weights.shape[1];
         let k = channels * window.taps();
+        if self.groups == 1 && window.is_point() && n.div_ceil(8) <= MAX_GROUPS {
+            let product = self.product([m, n, k], bias, residual);
+            return product.launch(builder, weights.place.clone(), image.place.clone(), out);
+        }
         let shared = builder.context.limits.max_compute_workgroup_storage_size as usize;
-        let tiles = builder.tuning.tiles(m, n, k, shared);
+        let tiles = builder.tuning.tiles([m, n, k], shared);
+        let batch = self.shape[0] * self.groups;
+        let groups = [n.div_ceil(tiles.n()), m.div_ceil(tiles.m()), batch];
+        let parts = if self.groups == 1 { parts(groups, k, tiles.depth) } else { 1 };
         let mut constants = vec![
-            ("ACTIVATION", self.activation),
-            ("HAS_BIAS", u32::from(bias.is_some())),
-            ("HAS_RESIDUAL", u32::from(residual.is_some())),
+            ("KERNEL_Y", window.kernel[0] as u32),
+            ("KERNEL_X", window.kernel[1] as u32),
+            ("PARTS", parts as u32),
         ];
         constants.extend(tile_constants(tiles));
         let params = Params::new()
             .sizes(&[m, n, k, self.groups])
             .sizes(&[window.input[0], window.input[1], window.output[1], channels])
-            .sizes(&window.kernel)
             .sizes(&window.strides)
             .sizes(&window.dilations)
             .sizes(&window.pads);
-        let other = |operand: Option<Operand>| operand.map_or(weights.place.clone(), |o| o.place);
-        let bindings =
-            vec![weights.place.clone(), image.place.clone(), out, other(bias), other(residual)];
-        let batch = self.shape[0] * self.groups;
-        let groups = [n.div_ceil(tiles.n()), m.div_ceil(tiles.m()), batch];
+        let own = [weights.place.clone(), image.place.clone()];
+        let bindings = |out: Place, [bias, residual]: [Option<&Operand>; 2]| {
+            let [weights, image] = own.clone();
+            let place = |operand: Option<&Operand>| match operand {
+                Some(operand) => operand.place.clone(),
+                None => weights.clone(),
+            };
+            let (bias, residual) = (place(bias), place(residual));
+            vec![weights, image, out, bias, residual]
+        };
+        if parts > 1 {
+            let sums = builder.allocate(DType::F32, &[batch * parts * m * n]).place;
+            let spread = [groups[0], groups[1], batch * parts];
+            let kernel = Kernel::new(File::Conv, 5, &constants);
+            builder.launch(kernel, bindings(sums.clone(), [None; 2]), params, spread);
+            return self.product([m, n, k], bias, residual).combine(builder, sums, parts, out);
+        }
+        constants.extend([
+            ("ACTIVATION", self.activation),
+            ("HAS_BIAS", u32::from(bias.is_some())),
+            ("HAS_RESIDUAL", u32::from(residual.is_some())),
+        ]);
+        let bindings = bindings(out, [bias.as_ref(), residual.as_ref()]);
         builder.launch(Kernel::new(File::Conv, 5, &constants), bindings, params, groups);
     }
 

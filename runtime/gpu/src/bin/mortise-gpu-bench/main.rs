@@ -1,9 +1,12 @@
 //! Measures the GPU's kernels and prints one JSON object as the last line.
 //! `tests/bench/gpu.sh` runs it and puts torch beside it.
 //!
-//! Usage: `mortise-gpu-bench [--adapter N] [--small] [--record]`; `--small` keeps
-//! to sizes that a software adapter can do, `--record` to what recording a
-//! dispatch costs.
+//! Usage: `mortise-gpu-bench [--adapter N] [--small] [--record] [--choices]
+//! [--profile] [--tuning FILE]`; `--small` keeps to sizes that a software adapter can do,
+//! `--record` to what recording a dispatch costs, `--choices` to the times of one
+//! product with every choice of tiles, `--profile` to those of each dispatch of the
+//! models. What is tuned for the adapter is read
+//! from the file, and kept there.
 
 mod models;
 
@@ -15,13 +18,28 @@ use mortise_types::{
     ValueId, ValueSource,
 };
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 struct Options {
     adapter: usize,
     small: bool,
     only_record: bool,
+    only_choices: bool,
+    only_profile: bool,
+    tuning: Option<PathBuf>,
 }
+
+/// Products on matrix units that have to give the same bits.
+const STABLE: usize = 1_000;
+
+/// How weights are stored, by name.
+const FORMATS: [(&str, Weights); 4] = [
+    ("f32", Weights::F32),
+    ("f16", Weights::F16),
+    ("int8", Weights::Int8),
+    ("int4", Weights::Int4),
+];
 
 fn main() -> Result<()> {
     let options = parse(std::env::args().skip(1))?;
@@ -33,12 +51,25 @@ fn main() -> Result<()> {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
     let found = adapters();
     let hardware = found.iter().find(|adapter| !adapter.is_software);
-    let mut options =
-        Options { adapter: hardware.map_or(0, |a| a.index), small: false, only_record: false };
+    let mut options = Options {
+        adapter: hardware.map_or(0, |a| a.index),
+        small: false,
+        only_record: false,
+        only_choices: false,
+        only_profile: false,
+        tuning: None,
+    };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--small" => options.small = true,
             "--record" => options.only_record = true,
+            "--choices" => options.only_choices = true,
+            "--profile" => options.only_profile = true,
+            "--tuning" => {
+                let file = arguments.next();
+                let file = file.ok_or_else(|| Error::invalid("--tuning takes a file"))?;
+                options.tuning = Some(file.into());
+            }
             "--adapter" => {
                 let index = arguments.next().and_then(|text| text.parse().ok());
                 options.adapter =
@@ -54,14 +85,24 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
 }
 
 fn report(options: &Options) -> Result<Value> {
-    let bench = Bench::open(options.adapter)?;
+    let mut bench = Bench::open(options.adapter, options.tuning.as_deref())?;
     eprintln!("measuring {}", bench.name());
     if options.only_record {
         return Ok(json!({ "machine": bench.name(), "record": record(&bench)? }));
     }
+    if options.only_choices {
+        let choices = choices(&mut bench, options)?;
+        return Ok(json!({ "machine": bench.name(), "choices": choices }));
+    }
+    if options.only_profile {
+        let scale = if options.small { &models::SMALL } else { &models::FULL };
+        return Ok(json!({ "machine": bench.name(), "profiles": models::profile(&bench, scale)? }));
+    }
     let bandwidth = bench.bandwidth(if options.small { 16 << 20 } else { 512 << 20 })?;
     let kernels = kernels(&bench, options, bandwidth)?;
-    let device = GpuDevice::open(options.adapter, CpuDevice::new(CpuOptions { threads: 1 }), None)?;
+    let unstable = bench.unstable_products(if options.small { 20 } else { STABLE })?;
+    let cpu = CpuDevice::new(CpuOptions { threads: 1 });
+    let device = GpuDevice::open(options.adapter, cpu, options.tuning.clone())?;
     let scale = if options.small { &models::SMALL } else { &models::FULL };
     Ok(json!({
         "machine": bench.name(),
@@ -70,8 +111,9 @@ fn report(options: &Options) -> Result<Value> {
         "record": record(&bench)?,
         "mlp_p50_us": mlp_p50_us(&*device, options)?,
         "models": models::measure(&*device, scale)?,
-        "bit_stable": null,
-        "bit_stable_reason": "kernels for matrix units are not in this build",
+        "matrix_units": bench.has_matrix_units(),
+        "bit_stable": unstable.map(|count| count == 0),
+        "unstable": unstable,
     }))
 }
 
@@ -88,14 +130,8 @@ fn kernels(bench: &Bench, options: &Options, bandwidth: f64) -> Result<Vec<Value
         &[[1024, 1024, 1024], [2048, 2048, 2048], [4096, 4096, 4096]]
     };
     let size = if options.small { 512 } else { 8192 };
-    let formats = [
-        ("f32", Weights::F32),
-        ("f16", Weights::F16),
-        ("int8", Weights::Int8),
-        ("int4", Weights::Int4),
-    ];
     let mut rows = Vec::new();
-    for (dtype, weights) in formats {
+    for (dtype, weights) in FORMATS {
         for &[m, n, k] in large {
             let time = bench.product([m, n, k], weights, 10)?;
             let gflops = 2.0 * (m * n * k) as f64 / time.as_secs_f64() / 1e9;
@@ -105,6 +141,26 @@ fn kernels(bench: &Bench, options: &Options, bandwidth: f64) -> Result<Vec<Value
         let gbs = weights.bytes(size, size) as f64 / time.as_secs_f64() / 1e9;
         let share = Some(gbs / bandwidth);
         rows.push(row(&format!("gemv_{dtype}"), [1, size, size], gbs, "GB/s", share));
+    }
+    Ok(rows)
+}
+
+/// Times of one product with every choice of tiles there is for its weights.
+fn choices(bench: &mut Bench, options: &Options) -> Result<Vec<Value>> {
+    let sizes: &[[usize; 3]] =
+        if options.small { &[[256; 3]] } else { &[[4096; 3], [1024; 3], [128, 768, 768]] };
+    let mut rows = Vec::new();
+    for size in sizes {
+        for (dtype, weights) in FORMATS {
+            for (choice, time) in bench.choices(*size, weights, 10)? {
+                let [m, n, k] = *size;
+                let gflops = 2.0 * (m * n * k) as f64 / time.as_secs_f64() / 1e9;
+                eprintln!("{dtype:<5} {m:>5} x {n:>5} x {k:>5} {gflops:>10.1} GFLOP/s {choice}");
+                rows.push(json!({
+                    "dtype": dtype, "shape": size, "choice": choice, "gflops": gflops,
+                }));
+            }
+        }
     }
     Ok(rows)
 }
@@ -131,6 +187,10 @@ fn mlp_p50_us(device: &dyn Device, options: &Options) -> Result<f64> {
 
 /// Milliseconds of the median run.
 fn median_ms(rounds: usize, mut run: impl FnMut() -> Result<Vec<Tensor>>) -> Result<f64> {
+    let warm = Instant::now();
+    while warm.elapsed() < Duration::from_millis(300) {
+        run()?;
+    }
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let start = Instant::now();

@@ -3,12 +3,15 @@
 
 use crate::median_ms;
 use mortise_compute::{Device, compile_graph};
+use mortise_gpu::{Bench, DispatchTime};
 use mortise_graph::GraphLimits;
 use mortise_types::{
-    Assets, Attribute, DType, GraphDef, NodeDef, Result, RunControl, Tensor, TensorSpec, ValueDef,
-    ValueId, ValueSource,
+    Assets, Attribute, DType, GraphDef, NodeDef, Result, RunControl, Shape, Tensor, TensorSpec,
+    ValueDef, ValueId, ValueSource,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// How large the models are.
 pub(crate) struct Scale {
@@ -41,6 +44,40 @@ pub(crate) fn measure(device: &dyn Device, scale: &Scale) -> Result<Vec<Value>> 
     rows.extend(timed(device, scale, "resnet-50", &resnet(scale)?, &images)?);
     rows.extend(timed(device, scale, "bert-base", &bert(scale)?, &tokens)?);
     Ok(rows)
+}
+
+/// What each kernel takes of a run of each model, largest first.
+pub(crate) fn profile(bench: &Bench, scale: &Scale) -> Result<Vec<Value>> {
+    let image = scale.image;
+    let models = [("resnet-50", resnet(scale)?), ("bert-base", bert(scale)?)];
+    let mut rows = Vec::new();
+    for (name, def) in &models {
+        for batch in scale.batches {
+            let shape = match *name {
+                "resnet-50" => Shape::from_slice(&[*batch, 3, image, image]),
+                _ => Shape::from_slice(&[*batch, TOKENS]),
+            };
+            rows.extend(summed(name, *batch, &bench.profile(def, &[shape])?));
+        }
+    }
+    Ok(rows)
+}
+
+/// Times of equal dispatches together.
+fn summed(name: &str, batch: usize, times: &[DispatchTime]) -> Vec<Value> {
+    let mut sums: BTreeMap<(&str, [u32; 3]), (usize, Duration)> = BTreeMap::new();
+    for DispatchTime { kernel, groups, time } in times {
+        let sum = sums.entry((*kernel, *groups)).or_default();
+        *sum = (sum.0 + 1, sum.1 + *time);
+    }
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    sums.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
+    let row = |((kernel, groups), (count, time)): ((&str, [u32; 3]), (usize, Duration))| {
+        let us = time.as_secs_f64() * 1e6;
+        eprintln!("{name} {batch:>3} {us:>10.1} us {count:>3} x {kernel} {groups:?}");
+        json!({ "model": name, "batch": batch, "kernel": kernel, "groups": groups, "count": count, "us": us })
+    };
+    sums.into_iter().map(row).collect()
 }
 
 fn timed(
