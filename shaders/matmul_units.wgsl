@@ -2,12 +2,13 @@
 // written.
 //
 // Bindings: 0 a (f16 pairs), 1 b (f16 pairs), 2 to 6 as in product.wgsl.
-// Shapes: a [m, a_row] words along k and b [n, b_col] words along k, as
-//   pack_half.wgsl and expand.wgsl write them; out [m, n]. A warp of 32 threads
-//   answers FRAGMENTS * 16 by 64.
-// Limits: as in product.wgsl; no batch; a_row and b_col are multiples of 4, and
-//   what is behind the last k is zeros. Subgroups have 32 threads. WARPS_M *
-//   WARPS_N at most 8; a thread fetches at most 8 slots of each operand.
+// Shapes: a [panels, m, 16] and b [panels, n, 16] words, each panel 32 values
+//   along k, as pack_half.wgsl and expand.wgsl write them, so that a tile is one
+//   piece of memory; out [m, n]. A warp of 32 threads answers FRAGMENTS * 16 by
+//   64.
+// Limits: as in product.wgsl; no batch; what is behind the last k is zeros.
+//   Subgroups have 32 threads. WARPS_M * WARPS_N at most 8, TILE_K 32 or 64; a
+//   thread fetches at most 8 slots of each operand.
 enable f16;
 enable wgpu_cooperative_matrix;
 // include: common.wgsl
@@ -23,8 +24,6 @@ const FRAGMENTS: u32 = 4u;
 const TILE_K: u32 = 32u;
 // Tiles in workgroup memory: with 2, one is written while another is read.
 const STAGES: u32 = 1u;
-// Tiles that are fetched ahead: 1 or 2.
-const AHEAD: u32 = 1u;
 
 const THREADS: u32 = 32u * WARPS_M * WARPS_N;
 const WARP_M: u32 = 16u * FRAGMENTS;
@@ -34,6 +33,8 @@ const TILE_N: u32 = 64u * WARPS_N;
 // and a row has two more against bank conflicts.
 const UNITS: u32 = TILE_K / 8u;
 const PITCH: u32 = UNITS * 2u + 2u;
+// Units of a row in one panel.
+const PANEL: u32 = 4u;
 const STAGE_A: u32 = TILE_M * PITCH;
 const STAGE_B: u32 = TILE_N * PITCH;
 const SLOTS_A: u32 = TILE_M * UNITS;
@@ -54,18 +55,25 @@ fn has(index: u32, thread: u32, count: u32) -> bool {
     return index * THREADS < count && ((index + 1u) * THREADS <= count || thread + index * THREADS < count);
 }
 
+// Panel, row and unit of a tile's slot, of a tile `rows` high.
+fn slot_of(at: u32, rows: u32) -> vec3<u32> {
+    return vec3<u32>(at / (rows * PANEL), at / PANEL % rows, at % PANEL);
+}
+
 fn fetch_a(first_row: u32, first_k: u32, at: u32) -> vec4<u32> {
-    let row = first_row + at / UNITS;
-    let unit = first_k / 8u + at % UNITS;
-    if row >= p.m || unit >= p.a_row / 4u { return vec4<u32>(); }
-    return left[row * (p.a_row / 4u) + unit];
+    let slot = slot_of(at, TILE_M);
+    let panel = first_k / 32u + slot.x;
+    let row = first_row + slot.y;
+    if row >= p.m || panel * 32u >= p.k { return vec4<u32>(); }
+    return left[(panel * p.m + row) * PANEL + slot.z];
 }
 
 fn fetch_b(first_column: u32, first_k: u32, at: u32) -> vec4<u32> {
-    let column = first_column + at / UNITS;
-    let unit = first_k / 8u + at % UNITS;
-    if column >= p.n || unit >= p.b_col / 4u { return vec4<u32>(); }
-    return right[column * (p.b_col / 4u) + unit];
+    let slot = slot_of(at, TILE_N);
+    let panel = first_k / 32u + slot.x;
+    let column = first_column + slot.y;
+    if column >= p.n || panel * 32u >= p.k { return vec4<u32>(); }
+    return right[(panel * p.n + column) * PANEL + slot.z];
 }
 
 fn fetch_tile_a(row: u32, k: u32, thread: u32) -> Slots {
@@ -105,14 +113,16 @@ fn quad_of(words: vec2<u32>) -> vec4<f16> {
 // Every other thread writes its second quad first, so that at once they write to
 // all memory banks.
 fn put_a(stage: u32, at: u32, unit: vec4<u32>) {
-    let to = stage * STAGE_A + at / UNITS * PITCH + at % UNITS * 2u;
+    let slot = slot_of(at, TILE_M);
+    let to = stage * STAGE_A + slot.y * PITCH + (slot.x * PANEL + slot.z) * 2u;
     let odd = at & 1u;
     tile_a[to + odd] = quad_of(select(unit.xy, unit.zw, odd == 1u));
     tile_a[to + 1u - odd] = quad_of(select(unit.zw, unit.xy, odd == 1u));
 }
 
 fn put_b(stage: u32, at: u32, unit: vec4<u32>) {
-    let to = stage * STAGE_B + at / UNITS * PITCH + at % UNITS * 2u;
+    let slot = slot_of(at, TILE_N);
+    let to = stage * STAGE_B + slot.y * PITCH + (slot.x * PANEL + slot.z) * 2u;
     let odd = at & 1u;
     tile_b[to + odd] = quad_of(select(unit.xy, unit.zw, odd == 1u));
     tile_b[to + 1u - odd] = quad_of(select(unit.zw, unit.xy, odd == 1u));
@@ -137,20 +147,14 @@ fn put(stage: u32, f: Fetched, thread: u32) {
     if has(7u, thread, SLOTS_B) { put_b(stage, thread + 7u * THREADS, f.b.q7); }
 }
 
-// Writes one fragment of sums as it is.
-fn put_whole(sums: coop_mat16x16<f32, C>, at: u32, stride: u32) {
-    let fragment = sums;
-    coopStoreT(fragment, &output[at], stride);
-}
-
-// Writes one fragment of the answer, by way of workgroup memory. The whole
-// workgroup calls it.
+// Writes one fragment of the answer, by way of the warp's own patch of workgroup
+// memory.
 fn finish(sums: coop_mat16x16<f32, C>, base: u32, row: u32, column: u32, thread: u32) {
     let patch_at = thread / 32u * PATCH;
     let fragment = sums;
-    workgroupBarrier();
+    subgroupBarrier();
     coopStoreT(fragment, &patches[patch_at], PATCH_PITCH);
-    workgroupBarrier();
+    subgroupBarrier();
     for (var at = thread % 32u; at < 256u; at += 32u) {
         store(base, row + at / 16u, column + at % 16u, patches[patch_at + at / 16u * PATCH_PITCH + at % 16u]);
     }
@@ -176,12 +180,10 @@ fn main(
     var c30: coop_mat16x16<f32, C>; var c31: coop_mat16x16<f32, C>; var c32: coop_mat16x16<f32, C>; var c33: coop_mat16x16<f32, C>;
     var stage = 0u;
     put(stage, fetch(first_row, first_column, terms.x, thread), thread);
-    var ahead: Fetched;
-    if AHEAD == 2u { ahead = fetch(first_row, first_column, terms.x + TILE_K, thread); }
     workgroupBarrier();
     for (var first_k = terms.x; first_k < terms.y; first_k += TILE_K) {
         // What is fetched last is not used.
-        let next = fetch(first_row, first_column, first_k + AHEAD * TILE_K, thread);
+        let next = fetch(first_row, first_column, first_k + TILE_K, thread);
         for (var unit = 0u; unit < UNITS; unit += 2u) {
             let from_a = stage * STAGE_A + warp_row * PITCH + unit * 2u;
             let from_b = stage * STAGE_B + warp_column * PITCH + unit * 2u;
@@ -215,68 +217,29 @@ fn main(
             }
         }
         if STAGES == 1u { workgroupBarrier(); } else { stage = 1u - stage; }
-        if AHEAD == 2u {
-            put(stage, ahead, thread);
-            ahead = next;
-        } else {
-            put(stage, next, thread);
-        }
+        put(stage, next, thread);
         workgroupBarrier();
     }
     let row = first_row + warp_row;
     let column = first_column + warp_column;
-    let stride = select(p.out_row, p.n, PARTS > 1u);
-    if first_row + TILE_M <= p.m && first_column + TILE_N <= p.n {
-        // The tile is whole: sums go where the answer will be, and change there.
-        let origin = base.z + row * stride + column;
-        put_whole(c00, origin + 0u * 16u * stride + 0u * 16u, stride);
-        put_whole(c01, origin + 0u * 16u * stride + 1u * 16u, stride);
-        put_whole(c02, origin + 0u * 16u * stride + 2u * 16u, stride);
-        put_whole(c03, origin + 0u * 16u * stride + 3u * 16u, stride);
-        put_whole(c10, origin + 1u * 16u * stride + 0u * 16u, stride);
-        put_whole(c11, origin + 1u * 16u * stride + 1u * 16u, stride);
-        put_whole(c12, origin + 1u * 16u * stride + 2u * 16u, stride);
-        put_whole(c13, origin + 1u * 16u * stride + 3u * 16u, stride);
-        if FRAGMENTS == 4u {
-            put_whole(c20, origin + 2u * 16u * stride + 0u * 16u, stride);
-            put_whole(c21, origin + 2u * 16u * stride + 1u * 16u, stride);
-            put_whole(c22, origin + 2u * 16u * stride + 2u * 16u, stride);
-            put_whole(c23, origin + 2u * 16u * stride + 3u * 16u, stride);
-        }
-        if FRAGMENTS == 4u {
-            put_whole(c30, origin + 3u * 16u * stride + 0u * 16u, stride);
-            put_whole(c31, origin + 3u * 16u * stride + 1u * 16u, stride);
-            put_whole(c32, origin + 3u * 16u * stride + 2u * 16u, stride);
-            put_whole(c33, origin + 3u * 16u * stride + 3u * 16u, stride);
-        }
-        if PARTS == 1u && CHANGES == 1u {
-            storageBarrier();
-            workgroupBarrier();
-            for (var at = thread; at < TILE_M * TILE_N; at += THREADS) {
-                let to = vec2<u32>(first_row + at / TILE_N, first_column + at % TILE_N);
-                store(base.z, to.x, to.y, output[base.z + to.x * stride + to.y]);
-            }
-        }
-    } else {
-        finish(c00, base.z, row + 0u * 16u, column + 0u * 16u, thread);
-        finish(c01, base.z, row + 0u * 16u, column + 1u * 16u, thread);
-        finish(c02, base.z, row + 0u * 16u, column + 2u * 16u, thread);
-        finish(c03, base.z, row + 0u * 16u, column + 3u * 16u, thread);
-        finish(c10, base.z, row + 1u * 16u, column + 0u * 16u, thread);
-        finish(c11, base.z, row + 1u * 16u, column + 1u * 16u, thread);
-        finish(c12, base.z, row + 1u * 16u, column + 2u * 16u, thread);
-        finish(c13, base.z, row + 1u * 16u, column + 3u * 16u, thread);
-        if FRAGMENTS == 4u {
-            finish(c20, base.z, row + 2u * 16u, column + 0u * 16u, thread);
-            finish(c21, base.z, row + 2u * 16u, column + 1u * 16u, thread);
-            finish(c22, base.z, row + 2u * 16u, column + 2u * 16u, thread);
-            finish(c23, base.z, row + 2u * 16u, column + 3u * 16u, thread);
-        }
-        if FRAGMENTS == 4u {
-            finish(c30, base.z, row + 3u * 16u, column + 0u * 16u, thread);
-            finish(c31, base.z, row + 3u * 16u, column + 1u * 16u, thread);
-            finish(c32, base.z, row + 3u * 16u, column + 2u * 16u, thread);
-            finish(c33, base.z, row + 3u * 16u, column + 3u * 16u, thread);
-        }
+    finish(c00, base.z, row + 0u * 16u, column + 0u * 16u, thread);
+    finish(c01, base.z, row + 0u * 16u, column + 1u * 16u, thread);
+    finish(c02, base.z, row + 0u * 16u, column + 2u * 16u, thread);
+    finish(c03, base.z, row + 0u * 16u, column + 3u * 16u, thread);
+    finish(c10, base.z, row + 1u * 16u, column + 0u * 16u, thread);
+    finish(c11, base.z, row + 1u * 16u, column + 1u * 16u, thread);
+    finish(c12, base.z, row + 1u * 16u, column + 2u * 16u, thread);
+    finish(c13, base.z, row + 1u * 16u, column + 3u * 16u, thread);
+    if FRAGMENTS == 4u {
+        finish(c20, base.z, row + 2u * 16u, column + 0u * 16u, thread);
+        finish(c21, base.z, row + 2u * 16u, column + 1u * 16u, thread);
+        finish(c22, base.z, row + 2u * 16u, column + 2u * 16u, thread);
+        finish(c23, base.z, row + 2u * 16u, column + 3u * 16u, thread);
+    }
+    if FRAGMENTS == 4u {
+        finish(c30, base.z, row + 3u * 16u, column + 0u * 16u, thread);
+        finish(c31, base.z, row + 3u * 16u, column + 1u * 16u, thread);
+        finish(c32, base.z, row + 3u * 16u, column + 2u * 16u, thread);
+        finish(c33, base.z, row + 3u * 16u, column + 3u * 16u, thread);
     }
 }

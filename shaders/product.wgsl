@@ -30,8 +30,6 @@ const HAS_BIAS: u32 = 0u;
 const HAS_RESIDUAL: u32 = 0u;
 // Whether the answer is rounded to f16.
 const ROUNDS: u32 = 0u;
-// Whether anything happens to a sum before it is written.
-const CHANGES: u32 = 1u;
 // include: parts.wgsl
 
 fn sizes() -> vec3<u32> {

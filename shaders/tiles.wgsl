@@ -8,11 +8,11 @@
 //   values, and put_a(stage, at, quad), which writes it to workgroup memory.
 // Shapes: tiles of ROWS * THREADS_M by COLUMNS * THREADS_N, TILE_K deep, in
 //   quads along m and n for each k.
-// Limits: ROWS and COLUMNS are 4 or 8; THREADS_M * THREADS_N at most 256; a
+// Limits: ROWS is 4, 8 or 16 and COLUMNS 4 or 8; THREADS_M * THREADS_N at most 256; a
 //   thread fetches at most 4 slots of a and 8 of b; elements outside m, n and k
 //   are for fetch_* to answer 0 for.
 
-// Rows and columns of the answer that a thread holds: 4 or 8.
+// Rows and columns of the answer that a thread holds.
 const ROWS: u32 = 4u;
 const COLUMNS: u32 = 4u;
 const THREADS_M: u32 = 16u;
@@ -93,6 +93,13 @@ fn store_quad(base: u32, row: u32, column: u32, sums: vec4<f32>) {
     store(base, row, column + 3u, sums.w);
 }
 
+fn store_rows(base: u32, row: u32, column: u32, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) {
+    store_quad(base, row, column, a);
+    store_quad(base, row + 1u, column, b);
+    store_quad(base, row + 2u, column, c);
+    store_quad(base, row + 3u, column, d);
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -104,13 +111,17 @@ fn main(
     let tile = tile_of(group, groups);
     let first_row = tile.x * TILE_M;
     let first_column = tile.y * TILE_N;
-    // A thread's quads of rows and columns: one near, one half a tile away.
+    // A thread's quads of rows and columns, spread evenly over the tile.
     let ty = thread / THREADS_N;
     let tx = thread % THREADS_N;
     var c0 = vec4<f32>(); var c1 = vec4<f32>(); var c2 = vec4<f32>(); var c3 = vec4<f32>();
-    var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     var d0 = vec4<f32>(); var d1 = vec4<f32>(); var d2 = vec4<f32>(); var d3 = vec4<f32>();
+    var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     var d4 = vec4<f32>(); var d5 = vec4<f32>(); var d6 = vec4<f32>(); var d7 = vec4<f32>();
+    var c8 = vec4<f32>(); var c9 = vec4<f32>(); var c10 = vec4<f32>(); var c11 = vec4<f32>();
+    var d8 = vec4<f32>(); var d9 = vec4<f32>(); var d10 = vec4<f32>(); var d11 = vec4<f32>();
+    var c12 = vec4<f32>(); var c13 = vec4<f32>(); var c14 = vec4<f32>(); var c15 = vec4<f32>();
+    var d12 = vec4<f32>(); var d13 = vec4<f32>(); var d14 = vec4<f32>(); var d15 = vec4<f32>();
     var stage = 0u;
     put_tiles(stage, fetch_tile_a(base.x, first_row, terms.x, thread), fetch_tile_b(base.y, first_column, terms.x, thread), thread);
     workgroupBarrier();
@@ -121,31 +132,59 @@ fn main(
         for (var k = 0u; k < TILE_K; k += 1u) {
             let from_a = stage * STAGE_A + k * PITCH_M + ty;
             let from_b = stage * STAGE_B + k * PITCH_N + tx;
-            let x = tile_a[from_a];
             let y = tile_b[from_b];
-            c0 = fma(vec4<f32>(x.x), y, c0);
-            c1 = fma(vec4<f32>(x.y), y, c1);
-            c2 = fma(vec4<f32>(x.z), y, c2);
-            c3 = fma(vec4<f32>(x.w), y, c3);
-            if COLUMNS == 8u {
-                let y2 = tile_b[from_b + THREADS_N];
-                d0 = fma(vec4<f32>(x.x), y2, d0);
-                d1 = fma(vec4<f32>(x.y), y2, d1);
-                d2 = fma(vec4<f32>(x.z), y2, d2);
-                d3 = fma(vec4<f32>(x.w), y2, d3);
-            }
-            if ROWS == 8u {
-                let x2 = tile_a[from_a + THREADS_M];
-                c4 = fma(vec4<f32>(x2.x), y, c4);
-                c5 = fma(vec4<f32>(x2.y), y, c5);
-                c6 = fma(vec4<f32>(x2.z), y, c6);
-                c7 = fma(vec4<f32>(x2.w), y, c7);
+            var z = vec4<f32>();
+            if COLUMNS == 8u { z = tile_b[from_b + THREADS_N]; }
+            {
+                let x = tile_a[from_a];
+                c0 = fma(vec4<f32>(x.x), y, c0);
+                c1 = fma(vec4<f32>(x.y), y, c1);
+                c2 = fma(vec4<f32>(x.z), y, c2);
+                c3 = fma(vec4<f32>(x.w), y, c3);
                 if COLUMNS == 8u {
-                    let y2 = tile_b[from_b + THREADS_N];
-                    d4 = fma(vec4<f32>(x2.x), y2, d4);
-                    d5 = fma(vec4<f32>(x2.y), y2, d5);
-                    d6 = fma(vec4<f32>(x2.z), y2, d6);
-                    d7 = fma(vec4<f32>(x2.w), y2, d7);
+                    d0 = fma(vec4<f32>(x.x), z, d0);
+                    d1 = fma(vec4<f32>(x.y), z, d1);
+                    d2 = fma(vec4<f32>(x.z), z, d2);
+                    d3 = fma(vec4<f32>(x.w), z, d3);
+                }
+            }
+            if ROWS >= 8u {
+                let x = tile_a[from_a + 1u * THREADS_M];
+                c4 = fma(vec4<f32>(x.x), y, c4);
+                c5 = fma(vec4<f32>(x.y), y, c5);
+                c6 = fma(vec4<f32>(x.z), y, c6);
+                c7 = fma(vec4<f32>(x.w), y, c7);
+                if COLUMNS == 8u {
+                    d4 = fma(vec4<f32>(x.x), z, d4);
+                    d5 = fma(vec4<f32>(x.y), z, d5);
+                    d6 = fma(vec4<f32>(x.z), z, d6);
+                    d7 = fma(vec4<f32>(x.w), z, d7);
+                }
+            }
+            if ROWS == 16u {
+                let x = tile_a[from_a + 2u * THREADS_M];
+                c8 = fma(vec4<f32>(x.x), y, c8);
+                c9 = fma(vec4<f32>(x.y), y, c9);
+                c10 = fma(vec4<f32>(x.z), y, c10);
+                c11 = fma(vec4<f32>(x.w), y, c11);
+                if COLUMNS == 8u {
+                    d8 = fma(vec4<f32>(x.x), z, d8);
+                    d9 = fma(vec4<f32>(x.y), z, d9);
+                    d10 = fma(vec4<f32>(x.z), z, d10);
+                    d11 = fma(vec4<f32>(x.w), z, d11);
+                }
+            }
+            if ROWS == 16u {
+                let x = tile_a[from_a + 3u * THREADS_M];
+                c12 = fma(vec4<f32>(x.x), y, c12);
+                c13 = fma(vec4<f32>(x.y), y, c13);
+                c14 = fma(vec4<f32>(x.z), y, c14);
+                c15 = fma(vec4<f32>(x.w), y, c15);
+                if COLUMNS == 8u {
+                    d12 = fma(vec4<f32>(x.x), z, d12);
+                    d13 = fma(vec4<f32>(x.y), z, d13);
+                    d14 = fma(vec4<f32>(x.z), z, d14);
+                    d15 = fma(vec4<f32>(x.w), z, d15);
                 }
             }
         }
@@ -155,28 +194,19 @@ fn main(
     }
     let row = first_row + ty * 4u;
     let column = first_column + tx * 4u;
-    store_quad(base.z, row, column, c0);
-    store_quad(base.z, row + 1u, column, c1);
-    store_quad(base.z, row + 2u, column, c2);
-    store_quad(base.z, row + 3u, column, c3);
-    let column2 = column + THREADS_N * 4u;
-    if COLUMNS == 8u {
-        store_quad(base.z, row, column2, d0);
-        store_quad(base.z, row + 1u, column2, d1);
-        store_quad(base.z, row + 2u, column2, d2);
-        store_quad(base.z, row + 3u, column2, d3);
+    store_rows(base.z, row, column, c0, c1, c2, c3);
+    if ROWS >= 8u { store_rows(base.z, row + THREADS_M * 4u, column, c4, c5, c6, c7); }
+    if ROWS == 16u {
+        store_rows(base.z, row + THREADS_M * 8u, column, c8, c9, c10, c11);
+        store_rows(base.z, row + THREADS_M * 12u, column, c12, c13, c14, c15);
     }
-    if ROWS == 8u {
-        let row2 = row + THREADS_M * 4u;
-        store_quad(base.z, row2, column, c4);
-        store_quad(base.z, row2 + 1u, column, c5);
-        store_quad(base.z, row2 + 2u, column, c6);
-        store_quad(base.z, row2 + 3u, column, c7);
-        if COLUMNS == 8u {
-            store_quad(base.z, row2, column2, d4);
-            store_quad(base.z, row2 + 1u, column2, d5);
-            store_quad(base.z, row2 + 2u, column2, d6);
-            store_quad(base.z, row2 + 3u, column2, d7);
+    if COLUMNS == 8u {
+        let beside = column + THREADS_N * 4u;
+        store_rows(base.z, row, beside, d0, d1, d2, d3);
+        if ROWS >= 8u { store_rows(base.z, row + THREADS_M * 4u, beside, d4, d5, d6, d7); }
+        if ROWS == 16u {
+            store_rows(base.z, row + THREADS_M * 8u, beside, d8, d9, d10, d11);
+            store_rows(base.z, row + THREADS_M * 12u, beside, d12, d13, d14, d15);
         }
     }
 }

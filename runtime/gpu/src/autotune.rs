@@ -2,7 +2,7 @@
 //! under the adapter's and the driver's name.
 
 use crate::device::Generation;
-use crate::measure::{Weights, prepared};
+use crate::measure::{KEEP_WARM, WARM_UP, Weights, prepared};
 use crate::tune::{Kind, Tuning, class};
 use mortise_types::Result;
 use std::fmt::Write;
@@ -119,7 +119,8 @@ pub(crate) fn measure(
                 return Ok(best);
             }
             generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
-            let time = prepared.replay(generation)?.time(generation, REPEATS)?;
+            let warm_up = if index == 0 { WARM_UP } else { KEEP_WARM };
+            let time = prepared.replay(generation)?.time(generation, REPEATS, warm_up)?;
             tracing::debug!(?kind, ?size, index, ?time, "measured");
             times.push((time, index));
         }

@@ -366,7 +366,10 @@ fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
 }
 
 fn features(matrix_units: bool) -> wgpu::Features {
-    let units = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    let units = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::SUBGROUP_BARRIER;
     let more = if matrix_units { units } else { wgpu::Features::empty() };
     wgpu::Features::IMMEDIATES | more
 }

@@ -2,6 +2,7 @@
 
 use crate::device::{Generation, Shared};
 use crate::lower;
+use crate::measure::WARM_UP;
 use crate::program::Program;
 use crate::weights::WeightCache;
 use mortise_compute::{Device, Executable, Footprint, OperatorInfo, Ticket};
@@ -240,7 +241,7 @@ impl Executable for GpuExecutable {
             let shapes: Vec<Shape> = inputs.iter().map(|t| Shape::from_slice(t.shape())).collect();
             let program = self.program(&generation, &shapes)?;
             if let Some(program) = program.filter(|program| program.is_whole()) {
-                return program.time(&generation, repeats);
+                return program.time(&generation, repeats, WARM_UP);
             }
         }
         let (control, start) = (RunControl::unbounded(), Instant::now());

@@ -22,6 +22,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long a device is busy before it is measured, after it rested.
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
+
+/// The same between measurements that follow one another.
+pub(crate) const KEEP_WARM: Duration = Duration::from_millis(5);
+
 /// How the right side of a product is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
@@ -51,12 +57,17 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Time of one replay on the device, out of `repeats` in one submission.
+    /// As [`Program::time`].
     ///
     /// # Errors
     /// As a run.
-    pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
-        self.program.time(generation, repeats)
+    pub(crate) fn time(
+        &self,
+        generation: &Generation,
+        repeats: usize,
+        warm_up: Duration,
+    ) -> Result<Duration> {
+        self.program.time(generation, repeats, warm_up)
     }
 
     /// One run with everything that goes up and down.
@@ -346,8 +357,9 @@ impl Bench {
         let tuned = self.generation.tuning.clone();
         let time = |index: usize| {
             self.generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
-            let time = prepared.replay(&self.generation)?.time(&self.generation, repeats)?;
-            Ok((kind.describe(index), time))
+            let warm_up = if index == 0 { WARM_UP } else { KEEP_WARM };
+            let replay = prepared.replay(&self.generation)?;
+            Ok((kind.describe(index), replay.time(&self.generation, repeats, warm_up)?))
         };
         let times = (0..kind.choices()).map(time).collect();
         self.generation.tuning = tuned;
@@ -363,7 +375,7 @@ impl Bench {
     /// # Errors
     /// `Overloaded` when it does not fit the device.
     pub fn product(&self, shape: [usize; 3], weights: Weights, repeats: usize) -> Result<Duration> {
-        product(&self.generation, shape, weights)?.time(&self.generation, repeats)
+        product(&self.generation, shape, weights)?.time(&self.generation, repeats, WARM_UP)
     }
 
     /// Runs products on matrix units `repeats` times, of shapes and numbers that
@@ -465,21 +477,24 @@ fn median(rounds: usize, mut call: impl FnMut()) -> Duration {
 
 impl Program {
     /// Time of one replay on the device, out of `repeats` in one submission: the
-    /// best of three, once the device has run for long enough to have its full
-    /// clock.
+    /// best of three, once the device has been busy for `warm_up`, so that it has
+    /// its full clock.
     ///
     /// # Errors
     /// As [`Program::run`].
-    pub(crate) fn time(&self, generation: &Generation, repeats: usize) -> Result<Duration> {
-        let warm = Instant::now();
-        while warm.elapsed() < WARM_UP {
-            self.replay(generation, 1)?;
+    pub(crate) fn time(
+        &self,
+        generation: &Generation,
+        repeats: usize,
+        warm_up: Duration,
+    ) -> Result<Duration> {
+        let start = Instant::now();
+        let run = || self.replay(generation, repeats);
+        run()?;
+        while start.elapsed() < warm_up {
+            run()?;
         }
-        let mut best = Duration::MAX;
-        for _ in 0..3 {
-            best = best.min(self.replay(generation, repeats)?);
-        }
-        Ok(best / repeats as u32)
+        Ok(run()?.min(run()?).min(run()?) / repeats as u32)
     }
 
     /// Records the dispatches `repeats` times, submits them once, and waits.
@@ -501,9 +516,6 @@ impl Program {
         Ok(start.elapsed())
     }
 }
-
-/// How long a device runs before it is measured.
-const WARM_UP: Duration = Duration::from_millis(30);
 
 /// Submits commands and waits until they are done.
 ///

@@ -2,7 +2,7 @@
 //! from memory to memory.
 
 use crate::context::Context;
-use crate::measure::finish;
+use crate::measure::{WARM_UP, finish};
 use crate::params::Params;
 use crate::shaders::{File, Kernel};
 use mortise_compute::measure::Peaks;
@@ -78,7 +78,11 @@ pub(crate) fn bytes_per_second(context: &Context, bytes: u64) -> Result<f64> {
 
 /// The shortest of a few runs after a warm-up.
 fn best_seconds(run: impl Fn() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
     run()?;
+    while start.elapsed() < WARM_UP {
+        run()?;
+    }
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let start = Instant::now();

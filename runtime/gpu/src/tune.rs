@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// How a matrix product is cut into tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tiles {
-    /// Rows and columns that a thread holds: 4 or 8.
+    /// Rows and columns that a thread holds: 4 or 8, or 16 rows.
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) threads_m: usize,
@@ -21,7 +21,7 @@ impl Tiles {
     pub(crate) const MEDIUM: Self = Self::new([4, 4], [16, 16], 16, 1);
     pub(crate) const FLAT: Self = Self::new([4, 8], [4, 16], 16, 1);
     pub(crate) const WIDE: Self = Self::new([8, 8], [8, 16], 16, 1);
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::LARGE,
         Self::MEDIUM,
         Self::FLAT,
@@ -32,6 +32,7 @@ impl Tiles {
         Self::new([8, 8], [8, 16], 16, 2),
         Self::new([4, 4], [16, 16], 16, 2),
         Self::new([4, 8], [8, 16], 16, 2),
+        Self::new([16, 8], [8, 16], 8, 2),
     ];
 
     const fn new(
@@ -67,29 +68,21 @@ pub(crate) struct UnitTiles {
     pub(crate) depth: usize,
     /// Tiles in workgroup memory at once: 1 or 2.
     pub(crate) stages: usize,
-    /// Tiles that are fetched ahead: 1 or 2.
-    pub(crate) ahead: usize,
 }
 
 impl UnitTiles {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::new([2, 4], 4, 32, [1, 1]),
-        Self::new([2, 4], 4, 32, [1, 2]),
-        Self::new([4, 2], 2, 64, [1, 1]),
-        Self::new([2, 2], 4, 64, [1, 1]),
-        Self::new([2, 2], 2, 32, [2, 1]),
-        Self::new([2, 2], 2, 64, [1, 1]),
-        Self::new([4, 2], 2, 32, [1, 2]),
-        Self::new([1, 4], 2, 32, [1, 1]),
+    pub(crate) const ALL: [Self; 7] = [
+        Self::new([2, 4], 4, 32, 1),
+        Self::new([4, 2], 2, 64, 1),
+        Self::new([4, 2], 2, 32, 1),
+        Self::new([2, 2], 4, 64, 1),
+        Self::new([2, 2], 2, 32, 2),
+        Self::new([2, 2], 2, 64, 1),
+        Self::new([1, 4], 2, 32, 1),
     ];
 
-    const fn new(
-        warps: [usize; 2],
-        fragments: usize,
-        depth: usize,
-        [stages, ahead]: [usize; 2],
-    ) -> Self {
-        Self { warps, fragments, depth, stages, ahead }
+    const fn new(warps: [usize; 2], fragments: usize, depth: usize, stages: usize) -> Self {
+        Self { warps, fragments, depth, stages }
     }
 
     pub(crate) fn m(self) -> usize {
@@ -148,11 +141,7 @@ impl Kind {
             Self::Units => {
                 let t = UnitTiles::ALL[index];
                 let (m, n, depth, stages) = (t.m(), t.n(), t.depth, t.stages);
-                format!(
-                    "{m}x{n}x{depth}, {} warps, {stages} stages, {} ahead",
-                    t.warps[0] * t.warps[1],
-                    t.ahead
-                )
+                format!("{m}x{n}x{depth}, {} warps, {stages} stages", t.warps[0] * t.warps[1])
             }
         }
     }
@@ -203,7 +192,7 @@ fn rule_of_thumb([m, n, _]: [usize; 3]) -> Tiles {
 
 fn unit_rule_of_thumb([m, n, _]: [usize; 3]) -> usize {
     match m {
-        ..=32 => 7,
+        ..=32 => 6,
         _ if m * n <= 1024 * 1024 => 4,
         _ => 0,
     }

@@ -112,9 +112,7 @@ impl Product {
         let variant = self.variant(builder);
         if let Variant::Units(_) = variant {
             let (left, right) = (self.pack(builder, left), self.expand(builder, right));
-            let pitch = half_words(self.k);
-            let (a, b) = ([pitch, 1, 0, 0], [0, pitch, 0, 0]);
-            let halves = Self { a, b, weights: Packing::Half, ..self };
+            let halves = Self { weights: Packing::Half, ..self };
             return halves.launch_as(builder, variant, left, right, out);
         }
         self.launch_as(builder, variant, left, right, out);
@@ -259,12 +257,7 @@ impl Product {
             }
             Variant::Units(tiles) => {
                 constants.extend(unit_constants(tiles));
-                let changes = self.activation != 0
-                    || self.bias.is_some()
-                    || self.residual.is_some()
-                    || self.rounds
-                    || self.alpha != 1.0;
-                constants.extend([parts, ("CHANGES", u32::from(changes))]);
+                constants.push(parts);
                 File::MatmulUnits
             }
         };
@@ -337,28 +330,31 @@ impl Product {
             && self.batch == [1, 1]
     }
 
-    /// Emits the left operand's packing as rows of `FP16`.
+    /// Emits the left operand's packing as panels of `FP16`.
     fn pack(&self, builder: &mut Builder<'_>, left: Place) -> Place {
-        let pitch = half_words(self.k);
-        let packed = builder.allocate(DType::I32, &[self.m, pitch]).place;
-        let params = Params::new().sizes(&[self.m, self.k, pitch, self.a[0], self.a[1]]);
-        let groups = [(self.m * pitch).div_ceil(THREADS), 1, 1];
-        let bindings = vec![left, packed.clone()];
+        let panels = self.k.div_ceil(PANEL);
+        let packed = builder.allocate(DType::I32, &[panels, self.m, PANEL / 2]);
+        let params = Params::new().sizes(&[self.m, self.k, panels, self.a[0], self.a[1]]);
+        let groups = [packed.len().div_ceil(THREADS), 1, 1];
+        let bindings = vec![left, packed.place.clone()];
         builder.launch(Kernel::new(File::PackHalf, 2, &[]), bindings, params, groups);
-        packed
+        packed.place
     }
 
-    /// Emits the right operand's columns as rows of `FP16`, where it is none.
+    /// Emits the right operand's packing as panels of `FP16`.
     fn expand(&self, builder: &mut Builder<'_>, right: Place) -> Place {
-        let Packing::Blocks { bits, block, scales, zeros } = &self.weights else { return right };
-        let pitch = half_words(self.k);
-        let expanded = builder.allocate(DType::I32, &[self.n, pitch]).place;
-        let params = Params::new().sizes(&[self.n, self.k, self.b[1], pitch, *block]);
-        let groups = [(self.n * pitch / 4).div_ceil(THREADS), 1, 1];
-        let bindings = vec![right, scales.clone(), zeros.clone(), expanded.clone()];
-        let kernel = Kernel::new(File::Expand, 4, &[("BITS", *bits as u32)]);
+        let (bits, scales, zeros, block) = match &self.weights {
+            Packing::Blocks { bits, block, scales, zeros } => (*bits, scales, zeros, *block),
+            _ => (16, &right, &right, 1),
+        };
+        let panels = self.k.div_ceil(PANEL);
+        let expanded = builder.allocate(DType::I32, &[panels, self.n, PANEL / 2]);
+        let params = Params::new().sizes(&[self.n, self.k, self.b[1], panels, block]);
+        let groups = [(expanded.len() / 4).div_ceil(THREADS), 1, 1];
+        let bindings = vec![right.clone(), scales.clone(), zeros.clone(), expanded.place.clone()];
+        let kernel = Kernel::new(File::Expand, 4, &[("BITS", bits as u32)]);
         builder.launch(kernel, bindings, params, groups);
-        expanded
+        expanded.place
     }
 
     /// Whether a dispatch can have as many workgroups as this takes.
@@ -401,6 +397,9 @@ impl Variant {
     }
 }
 
+/// Values along k in one panel of an operand of the matrix units.
+const PANEL: usize = 32;
+
 /// Workgroups that keep a large device busy.
 const BUSY_GROUPS: usize = 160;
 
@@ -413,14 +412,13 @@ pub(crate) fn parts(groups: [usize; 3], k: usize, depth: usize) -> usize {
     wanted.min(k / (depth * TILES_A_PART)).max(1)
 }
 
-fn unit_constants(tiles: UnitTiles) -> [(&'static str, u32); 6] {
+fn unit_constants(tiles: UnitTiles) -> [(&'static str, u32); 5] {
     [
         ("WARPS_M", tiles.warps[0] as u32),
         ("WARPS_N", tiles.warps[1] as u32),
         ("FRAGMENTS", tiles.fragments as u32),
         ("TILE_K", tiles.depth as u32),
         ("STAGES", tiles.stages as u32),
-        ("AHEAD", tiles.ahead as u32),
     ]
 }
 
