@@ -60,20 +60,30 @@ fn slot_of(at: u32, rows: u32) -> vec3<u32> {
     return vec3<u32>(at / (rows * PANEL), at / PANEL % rows, at % PANEL);
 }
 
+// Loads have no branch, so that they overlap. Rows and columns beyond the answer
+// are those at its edge again, and not stored; neither is what was fetched behind
+// the last tile used. Only the second panel of a tile may have to be zeros.
+fn within(unit: vec4<u32>, panel: u32) -> vec4<u32> {
+    if TILE_K == 32u { return unit; }
+    return select(vec4<u32>(), unit, panel * 32u < p.k);
+}
+
+fn panel_at(panel: u32) -> u32 {
+    return min(panel, (p.k - 1u) / 32u);
+}
+
 fn fetch_a(first_row: u32, first_k: u32, at: u32) -> vec4<u32> {
     let slot = slot_of(at, TILE_M);
     let panel = first_k / 32u + slot.x;
-    let row = first_row + slot.y;
-    if row >= p.m || panel * 32u >= p.k { return vec4<u32>(); }
-    return left[(panel * p.m + row) * PANEL + slot.z];
+    let row = min(first_row + slot.y, p.m - 1u);
+    return within(left[(panel_at(panel) * p.m + row) * PANEL + slot.z], panel);
 }
 
 fn fetch_b(first_column: u32, first_k: u32, at: u32) -> vec4<u32> {
     let slot = slot_of(at, TILE_N);
     let panel = first_k / 32u + slot.x;
-    let column = first_column + slot.y;
-    if column >= p.n || panel * 32u >= p.k { return vec4<u32>(); }
-    return right[(panel * p.n + column) * PANEL + slot.z];
+    let column = min(first_column + slot.y, p.n - 1u);
+    return within(right[(panel_at(panel) * p.n + column) * PANEL + slot.z], panel);
 }
 
 fn fetch_tile_a(row: u32, k: u32, thread: u32) -> Slots {
@@ -110,22 +120,18 @@ fn quad_of(words: vec2<u32>) -> vec4<f16> {
     return vec4<f16>(vec2<f16>(unpack2x16float(words.x)), vec2<f16>(unpack2x16float(words.y)));
 }
 
-// Every other thread writes its second quad first, so that at once they write to
-// all memory banks.
 fn put_a(stage: u32, at: u32, unit: vec4<u32>) {
     let slot = slot_of(at, TILE_M);
     let to = stage * STAGE_A + slot.y * PITCH + (slot.x * PANEL + slot.z) * 2u;
-    let odd = at & 1u;
-    tile_a[to + odd] = quad_of(select(unit.xy, unit.zw, odd == 1u));
-    tile_a[to + 1u - odd] = quad_of(select(unit.zw, unit.xy, odd == 1u));
+    tile_a[to] = quad_of(unit.xy);
+    tile_a[to + 1u] = quad_of(unit.zw);
 }
 
 fn put_b(stage: u32, at: u32, unit: vec4<u32>) {
     let slot = slot_of(at, TILE_N);
     let to = stage * STAGE_B + slot.y * PITCH + (slot.x * PANEL + slot.z) * 2u;
-    let odd = at & 1u;
-    tile_b[to + odd] = quad_of(select(unit.xy, unit.zw, odd == 1u));
-    tile_b[to + 1u - odd] = quad_of(select(unit.zw, unit.xy, odd == 1u));
+    tile_b[to] = quad_of(unit.xy);
+    tile_b[to + 1u] = quad_of(unit.zw);
 }
 
 fn put(stage: u32, f: Fetched, thread: u32) {

@@ -102,10 +102,7 @@ fn plan(has_matrix_units: bool) -> Vec<(Kind, [usize; 3])> {
 ///
 /// # Errors
 /// As running a kernel.
-pub(crate) fn measure(
-    generation: &mut Generation,
-    plan: &[(Kind, [usize; 3])],
-) -> Result<Tuning> {
+pub(crate) fn measure(generation: &mut Generation, plan: &[(Kind, [usize; 3])]) -> Result<Tuning> {
     let start = Instant::now();
     let mut best = Tuning::default();
     for &(kind, size) in plan {

@@ -4,9 +4,9 @@ use crate::shaders::Kernel;
 use mortise_types::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, current};
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,16 @@ const HANG: Duration = Duration::from_secs(60);
 /// Submissions that may wait for the polling thread; the slots bound it.
 const POLL_QUEUE: usize = 16;
 
-pub(crate) fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::PRIMARY;
-    descriptor.flags = wgpu::InstanceFlags::empty();
-    wgpu::Instance::new(descriptor)
+/// The one instance of this process. It is never dropped: that would unload the
+/// driver, and threads that used it call into it once more when they end.
+pub(crate) fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::PRIMARY;
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        wgpu::Instance::new(descriptor)
+    })
 }
 
 /// An opened device. Everything made from it dies with it when it is lost.

@@ -3,12 +3,12 @@
 
 use crate::context::Context;
 use crate::device::Generation;
+use crate::heap::Weight;
 use crate::lower::{self, Step};
 use crate::peaks;
 use crate::program::{Bound, Dispatch, Program};
 use crate::tune::{Kind, Tuning, class};
 use crate::units;
-use crate::heap::Weight;
 use crate::weights::WeightCache;
 use half::f16;
 use mortise_compute::{CpuDevice, CpuOptions, Device};

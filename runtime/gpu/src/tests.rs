@@ -5,6 +5,7 @@ mod attention;
 mod check;
 mod elements;
 mod faults;
+mod panels;
 mod peaks;
 mod poison;
 mod products;

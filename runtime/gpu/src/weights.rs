@@ -202,7 +202,8 @@ mod tests {
         let tensor = Tensor::from_vec(&[3, 2], values.clone()).unwrap();
         let packed = half_columns(&tensor, false).unwrap();
         let bits = |i: usize| u32::from(values[i].to_bits());
-        let columns = [bits(0) | bits(2) << 16, bits(4), 0, 0, bits(1) | bits(3) << 16, bits(5), 0, 0];
+        let columns =
+            [bits(0) | bits(2) << 16, bits(4), 0, 0, bits(1) | bits(3) << 16, bits(5), 0, 0];
         assert_eq!(packed, columns);
         let turned = Tensor::from_vec(&[2, 3], [0, 2, 4, 1, 3, 5].map(|i| values[i]).to_vec());
         assert_eq!(half_columns(&turned.unwrap(), true).unwrap(), packed);

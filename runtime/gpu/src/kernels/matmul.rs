@@ -203,7 +203,8 @@ impl Product {
         }
         let size = [self.m, self.n, self.k];
         let units = builder.tuning.units(size, shared);
-        if let Some(tiles) = units.filter(|_| builder.context.has_matrix_units && self.fits_units()) {
+        if let Some(tiles) = units.filter(|_| builder.context.has_matrix_units && self.fits_units())
+        {
             return Variant::Units(tiles);
         }
         let tiles = builder.tuning.tiles(size, shared);
@@ -305,8 +306,7 @@ impl Product {
         let unit = !matches!(self.weights, Packing::Words) || row == 1;
         let words = if self.m <= 4 { 64 } else { 32 };
         let staged = self.m * words * (self.weights.quads_in_four_words() + 1) * 16;
-        rows
-            && unit
+        rows && unit
             && in_fours([column, b0, b1, 4])
             && self.weights.has_whole_blocks()
             && staged + 4096 <= shared
@@ -315,7 +315,8 @@ impl Product {
     /// Whether both matrices of floats can be read in fours.
     fn are_quads(&self) -> bool {
         let quads = |[outer, inner, b0, b1]: [usize; 4], [long, short]: [usize; 2]| {
-            let (along, across, length) = if inner == 1 { (inner, outer, short) } else { (outer, inner, long) };
+            let (along, across, length) =
+                if inner == 1 { (inner, outer, short) } else { (outer, inner, long) };
             along == 1 && in_fours([across, b0, b1, length])
         };
         matches!(self.weights, Packing::Words)
@@ -325,9 +326,7 @@ impl Product {
 
     /// Whether the product may and can run on matrix units.
     fn fits_units(&self) -> bool {
-        self.allows_half
-            && !matches!(self.weights, Packing::Words)
-            && self.batch == [1, 1]
+        self.allows_half && !matches!(self.weights, Packing::Words) && self.batch == [1, 1]
     }
 
     /// Emits the left operand's packing as panels of `FP16`.

@@ -1,6 +1,8 @@
 //! Matrix products.
 
 use super::check::{Graph, Random};
+use crate::device::Generation;
+use crate::tune::{Kind, Tiles, Tuning, class};
 use mortise_types::{Attribute, DType, Tensor};
 
 const SIZES: [usize; 4] = [1, 7, 33, 129];
@@ -49,6 +51,56 @@ fn products_match_float64() {
         let (want, size) = terms.fold((0.0, 0.0), |(s, z), t| (s + t, z + t.abs()));
         let error = (f64::from(*got) - want).abs();
         assert!(error <= size * 1e-6, "[{row}, {column}]: {got} for {want}");
+    }
+}
+
+/// Operands that can be read in fours, by all tiles there are, with terms enough
+/// to be cut in parts; and of few rows.
+#[test]
+fn products_in_fours_match_float64_by_all_tiles() {
+    let mut generation = Generation::open(super::adapter_index(), None).unwrap();
+    let mut random = Random::new();
+    for index in 0..Tiles::ALL.len() {
+        for size in [[12, 132, 36], [100, 64, 256]] {
+            generation.tuning = Tuning { choices: [(class(Kind::Tiles, size), index)].into() };
+            for (turn_a, turn_b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                fours(&generation, &mut random, size, [turn_a, turn_b]);
+            }
+        }
+    }
+    for m in 1..=8 {
+        for turn_b in [0, 1] {
+            fours(&generation, &mut random, [m, 36, 1100], [0, turn_b]);
+        }
+    }
+}
+
+fn fours(generation: &Generation, random: &mut Random, [m, n, k]: [usize; 3], turns: [i64; 2]) {
+    let turned = |shape: [usize; 2], turn: i64| match turn {
+        0 => shape,
+        _ => [shape[1], shape[0]],
+    };
+    let (a, b) = (turned([m, k], turns[0]), turned([k, n], turns[1]));
+    let (a, b) = (random.floats(&a), random.floats(&b));
+    let mut graph = Graph::default();
+    let x = graph.input(DType::F32, &a.shape().iter().map(|dim| *dim as i64).collect::<Vec<_>>());
+    let w = graph.constant(b.clone());
+    let turns_given = [("transA", Attribute::Int(turns[0])), ("transB", Attribute::Int(turns[1]))];
+    let y = graph.node("Gemm", &[x, w], &turns_given);
+    graph.output(y);
+    let label = format!("{m}x{k}x{n} turned {turns:?}");
+    let got = graph.run_poisoned(&label, generation, std::slice::from_ref(&a));
+    let value = |tensor: &Tensor, at: [usize; 2], turn: i64| {
+        let [row, column] = turned(at, turn);
+        f64::from(tensor.as_slice::<f32>().unwrap()[row * tensor.shape()[1] + column])
+    };
+    for (at, got) in got[0].as_slice::<f32>().unwrap().iter().enumerate() {
+        let (row, column) = (at / n, at % n);
+        let terms =
+            (0..k).map(|i| value(&a, [row, i], turns[0]) * value(&b, [i, column], turns[1]));
+        let (want, size) = terms.fold((0.0, 0.0), |(s, z), t| (s + t, z + t.abs()));
+        let error = (f64::from(*got) - want).abs();
+        assert!(error <= size * 1e-6, "{label} [{row}, {column}]: {got} for {want}");
     }
 }
 
