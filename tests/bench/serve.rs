@@ -193,17 +193,17 @@ fn print(rows: &[Row], peers: &[(&'static str, Result<Peer>)], overhead_us: f64)
     let ratio = |over: Option<f64>, under: Option<f64>| {
         over.zip(under).map(|(over, under)| over / under.max(1e-9))
     };
-    let digits = at_16("digits", "json");
+    let json_digits = at_16("digits", "json");
     let result = json!({
         "health_rps": at_16("health", ""),
         "overhead_p50_us": overhead_us,
         "bare_hyper_rps": at_16("bare hyper", ""),
         "digits": rows.iter().filter(|row| row.name == "digits").map(ours).collect::<Vec<_>>(),
         "peers": peers.iter().flat_map(|peer| peer_rows(peer, rows)).collect::<Vec<_>>(),
-        "ratio_litserve_16": ratio(digits, at_16("litserve", "json")),
-        "ratio_fastapi_16": ratio(digits, at_16("fastapi", "json")),
+        "ratio_litserve_16": ratio(json_digits, at_16("litserve", "json")),
+        "ratio_fastapi_16": ratio(json_digits, at_16("fastapi", "json")),
         "ratio_health_16": ratio(at_16("health", ""), at_16("bare hyper", "")),
-        "ratio_digits_health_16": ratio(digits, at_16("health", "")),
+        "ratio_digits_health_16": ratio(at_16("digits", "binary"), at_16("health", "")),
     });
     report::print(result, json!({"mortise": report::our_version(), "peers": peers::versions()}));
 }

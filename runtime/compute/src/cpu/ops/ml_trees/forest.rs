@@ -87,16 +87,23 @@ impl Real for f64 {
 struct Node<T> {
     /// The threshold; in a leaf of a one-target forest, its weight.
     value: T,
+    /// The feature's column, and [`MISSING_IS_TRUE`].
     feature: u32,
-    yes: u32,
-    no: u32,
+    /// Where to go when the comparison does not hold, and when it does: read by
+    /// index, since a branch would be guessed wrong every other time.
+    children: [u32; 2],
 }
+
+/// The bit of a node's feature that says that NaN passes its comparison.
+const MISSING_IS_TRUE: u32 = 1 << 31;
 
 pub(super) struct Forest<T> {
     nodes: Vec<Node<T>>,
     rules: Vec<Rule>,
-    /// `Some` when all interior nodes compare alike and none tracks NaN.
+    /// `Some` when all interior nodes compare alike.
     uniform: Option<Mode>,
+    /// Whether NaN passes any comparison.
+    tracks_missing: bool,
     roots: Vec<u32>,
     /// By node: the leaf's span of `weights`.
     spans: Vec<(u32, u32)>,
@@ -147,6 +154,7 @@ impl<T: Real> Forest<T> {
             nodes: Vec::with_capacity(order.len()),
             rules: Vec::with_capacity(order.len()),
             uniform: None,
+            tracks_missing: false,
             roots,
             spans: vec![(0, 0); order.len()],
             weights: Vec::new(),
@@ -162,6 +170,7 @@ impl<T: Real> Forest<T> {
             }
         }
         forest.uniform = uniform(&forest.rules);
+        forest.tracks_missing = forest.rules.iter().any(|rule| rule.missing_is_true);
         forest.attach_weights(raw, &placed);
         Ok(forest)
     }
@@ -171,9 +180,8 @@ impl<T: Real> Forest<T> {
         let child = |index: usize| if leaf { position } else { placed[index] };
         self.nodes.push(Node {
             value: T::from_f64(raw.value),
-            feature: raw.feature,
-            yes: child(raw.yes),
-            no: child(raw.no),
+            feature: raw.feature | if raw.missing_is_true { MISSING_IS_TRUE } else { 0 },
+            children: [child(raw.no), child(raw.yes)],
         });
         self.rules.push(Rule { mode: raw.mode, missing_is_true: raw.missing_is_true });
         self.column_count = self.column_count.max(raw.feature as usize + 1);
@@ -192,7 +200,7 @@ impl<T: Real> Forest<T> {
             let span = &mut self.spans[leaf as usize];
             if span.1 == 0 {
                 *span = (at, at);
-                if self.nodes[leaf as usize].yes == leaf {
+                if self.nodes[leaf as usize].children[1] == leaf {
                     self.nodes[leaf as usize].value = weight;
                 }
             }
@@ -262,12 +270,30 @@ impl<T: Real> Forest<T> {
         seen: &mut [bool],
     ) {
         match self.uniform {
-            Some(Mode::Leq) => self.walk_all(values, columns, scores, seen, |_, x, t| x <= t),
-            Some(Mode::Lt) => self.walk_all(values, columns, scores, seen, |_, x, t| x < t),
-            Some(Mode::Gte) => self.walk_all(values, columns, scores, seen, |_, x, t| x >= t),
-            Some(Mode::Gt) => self.walk_all(values, columns, scores, seen, |_, x, t| x > t),
-            _ => self.walk_all(values, columns, scores, seen, |node, x, t| self.test(node, x, t)),
+            Some(Mode::Leq) => self.walk_alike(values, columns, scores, seen, |x, t| x <= t),
+            Some(Mode::Lt) => self.walk_alike(values, columns, scores, seen, |x, t| x < t),
+            Some(Mode::Gte) => self.walk_alike(values, columns, scores, seen, |x, t| x >= t),
+            Some(Mode::Gt) => self.walk_alike(values, columns, scores, seen, |x, t| x > t),
+            _ => self.walk_all(values, columns, scores, seen, |at, _, x, t| self.test(at, x, t)),
         }
+    }
+
+    /// A forest of one comparison; `compare` has no branch.
+    fn walk_alike<X: Real>(
+        &self,
+        values: &[X],
+        columns: usize,
+        scores: &mut [X],
+        seen: &mut [bool],
+        compare: impl Fn(X, X) -> bool,
+    ) {
+        if !self.tracks_missing {
+            return self.walk_all(values, columns, scores, seen, |_, _, x, t| compare(x, t));
+        }
+        #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
+        self.walk_all(values, columns, scores, seen, |_, feature, x, t| {
+            compare(x, t) | ((feature & MISSING_IS_TRUE != 0) & (x != x))
+        });
     }
 
     /// The comparison of a node whose rule is its own.
@@ -299,7 +325,7 @@ impl<T: Real> Forest<T> {
         columns: usize,
         scores: &mut [X],
         seen: &mut [bool],
-        test: impl Fn(u32, X, X) -> bool,
+        test: impl Fn(u32, u32, X, X) -> bool,
     ) {
         /// Rows that go down one tree in step: their loads overlap.
         const LANES: usize = 8;
@@ -329,7 +355,7 @@ impl<T: Real> Forest<T> {
         line: &[X],
         scores: &mut [X],
         seen: &mut [bool],
-        test: &impl Fn(u32, X, X) -> bool,
+        test: &impl Fn(u32, u32, X, X) -> bool,
     ) {
         const LANES: usize = 16;
         let mut groups = self.roots.chunks_exact(LANES);
@@ -354,7 +380,7 @@ impl<T: Real> Forest<T> {
         }
     }
 
-    fn walk<X: Real>(&self, root: u32, line: &[X], test: &impl Fn(u32, X, X) -> bool) -> u32 {
+    fn walk<X: Real>(&self, root: u32, line: &[X], test: &impl Fn(u32, u32, X, X) -> bool) -> u32 {
         let mut at = root;
         loop {
             let next = self.step(at, line, test);
@@ -366,10 +392,11 @@ impl<T: Real> Forest<T> {
     }
 
     #[inline(always)]
-    fn step<X: Real>(&self, at: u32, line: &[X], test: &impl Fn(u32, X, X) -> bool) -> u32 {
+    fn step<X: Real>(&self, at: u32, line: &[X], test: &impl Fn(u32, u32, X, X) -> bool) -> u32 {
         let node = &self.nodes[at as usize];
-        let holds = test(at, line[node.feature as usize], convert(node.value));
-        if holds { node.yes } else { node.no }
+        let x = line[(node.feature & !MISSING_IS_TRUE) as usize];
+        let holds = test(at, node.feature, x, convert(node.value));
+        node.children[usize::from(holds)]
     }
 
     fn walk_lanes<X: Real, const LANES: usize>(
@@ -377,7 +404,7 @@ impl<T: Real> Forest<T> {
         root: u32,
         group: &[X],
         columns: usize,
-        test: &impl Fn(u32, X, X) -> bool,
+        test: &impl Fn(u32, u32, X, X) -> bool,
     ) -> [u32; LANES] {
         let mut at = [root; LANES];
         loop {
@@ -441,7 +468,7 @@ fn uniform(rules: &[Rule]) -> Option<Mode> {
     let alike = rules
         .iter()
         .filter(|rule| rule.mode != Mode::Leaf)
-        .all(|rule| rule.mode == first && !rule.missing_is_true);
+        .all(|rule| rule.mode == first);
     alike.then_some(first)
 }
 

@@ -174,7 +174,9 @@ impl<'a> NodeLists<'a> {
 }
 
 fn feature(index: i64) -> Result<u32> {
-    u32::try_from(index).map_err(|_| Error::invalid(format!("feature {index} is out of range")))
+    // One bit is the forest's own.
+    let fits = u32::try_from(index).ok().filter(|feature| *feature <= i32::MAX as u32);
+    fits.ok_or_else(|| Error::invalid(format!("feature {index} is out of range")))
 }
 
 fn target(index: i64, target_count: usize) -> Result<usize> {
