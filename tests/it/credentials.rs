@@ -8,7 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mortise_tests::{Options, Server, paths, wait};
+use mortise_tests::admin::{Part, Rollout};
+use mortise_tests::{Deployment, Options, Server, infer, onnx, paths, wait};
+use serde_json::json;
 
 /// Makes an authority, and certificates for the server and one client.
 fn make_certificates(folder: &Path) -> Result<()> {
@@ -91,6 +93,43 @@ fn certificates_are_replaced_without_a_restart() -> Result<()> {
     assert!(server.client().get("/v2/health/live").is_err());
     assert!(curl(folder.path(), &url, &[])?.0);
     Ok(())
+}
+
+/// Upstreams and webhooks over TLS, of a server that only some know.
+#[test]
+fn other_servers_are_known_by_their_certificates() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    make_certificates(folder.path())?;
+    let (other, _) = tls_server(folder.path(), "")?;
+    let model = |tag: f32| Deployment::onnx(onnx::tagged_sum(tag));
+    other.admin()?.deploy("sum", &model(5.0))?;
+    let over = |scheme: &str, address| {
+        Deployment::of(Part::upstream_over(scheme, address).set("model", "sum"))
+    };
+
+    let stranger = Server::start()?;
+    let refusal = stranger.admin()?.deploy_refused("sum", &over("https", other.http))?;
+    ensure!(refusal.message.contains("certificate"), "{refusal}");
+
+    let env = vec![("SSL_CERT_FILE", folder.path().join("ca.pem"))];
+    let server = Server::start_with(Options { env, ..Options::default() })?;
+    let mut admin = server.admin()?;
+    for (scheme, address) in [("https", other.http), ("grpcs", other.grpc)] {
+        admin.deploy(scheme, &over(scheme, address))?;
+        let body = infer::json_fp32("x", 1, &[0.0]);
+        let reply = server.client().send("POST", &infer::path(scheme), &[], &body)?.ok()?.json()?;
+        assert_eq!(reply["outputs"][0]["data"][0], 5.0, "{scheme}: {reply}");
+    }
+
+    admin.deploy("sum", &model(1.0))?;
+    let hook = json!({"url": format!("https://{}/hook", other.http), "confirm": true});
+    let strategy = Part::builtin("canary").set("interval", "0.1s").set("min_samples", 0);
+    let rollout = Rollout { hook: Some(hook), ..Rollout::of(strategy) };
+    admin.deploy("sum", &model(2.0).rollout(rollout))?;
+    // The other server has no such page, and says so over TLS.
+    wait::until("the hook to be asked", Duration::from_secs(20), || {
+        Ok(admin.rollout("sum")?["error"].as_str().is_some_and(|error| error.contains("404")))
+    })
 }
 
 #[test]

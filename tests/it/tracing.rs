@@ -55,7 +55,7 @@ fn a_request_is_traced_through_its_stages_and_another_server() -> Result<()> {
     let other = server(&collector, "there")?;
     other.admin()?.deploy("sum", &Deployment::onnx(onnx::tagged_sum(5.0)))?;
     for (model, upstream) in
-        [("http", Part::upstream(other.http)), ("grpc", Part::grpc_upstream(other.grpc))]
+        [("http", Part::upstream(other.http)), ("grpc", Part::upstream_over("grpc", other.grpc))]
     {
         let here = server(&collector, model)?;
         here.admin()?.deploy("sum", &Deployment::of(upstream))?;

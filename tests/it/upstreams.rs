@@ -123,7 +123,7 @@ fn an_upstream_over_grpc_is_asked_and_left_when_it_dies() -> Result<()> {
     let server = Server::start()?;
     let mut admin = server.admin()?;
     admin.deploy("sum", &model(1.0))?;
-    let upstream = Part::grpc_upstream(other.grpc).set("check_every_ms", 100);
+    let upstream = Part::upstream_over("grpc", other.grpc).set("check_every_ms", 100);
     admin.deploy("sum", &Deployment::of(upstream).rollout(manual(50.0)))?;
     assert_eq!((tag(&server, 1)?, tag(&server, 2)?), (1.0, 5.0));
     let load = traffic(&server);
@@ -252,8 +252,8 @@ fn what_cannot_be_asked_is_refused_when_it_is_deployed() -> Result<()> {
         (upstream(other.http).set("timeout", 5), "unknown field `timeout`"),
         (Part { url: Some("https://there".to_owned()), ..upstream(other.http) }, "without TLS"),
         (upstream("127.0.0.1:1".parse()?), "cannot be reached"),
-        (Part::grpc_upstream("127.0.0.1:1".parse()?), "cannot be reached"),
-        (Part::grpc_upstream(other.grpc).set("model", "none"), "unknown model"),
+        (Part::upstream_over("grpc", "127.0.0.1:1".parse()?), "cannot be reached"),
+        (Part::upstream_over("grpc", other.grpc).set("model", "none"), "unknown model"),
     ];
     for (part, want) in cases {
         let refusal = admin.deploy_refused("sum", &Deployment::of(part))?;

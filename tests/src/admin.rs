@@ -78,12 +78,12 @@ impl Part {
 
     /// A model of another server.
     pub fn upstream(address: SocketAddr) -> Self {
-        Self { url: Some(format!("http://{address}")), ..Self::builtin("upstream") }
+        Self::upstream_over("http", address)
     }
 
-    /// The same over gRPC.
-    pub fn grpc_upstream(address: SocketAddr) -> Self {
-        Self { url: Some(format!("grpc://{address}")), ..Self::builtin("upstream") }
+    /// The same over another protocol.
+    pub fn upstream_over(scheme: &str, address: SocketAddr) -> Self {
+        Self { url: Some(format!("{scheme}://{address}")), ..Self::builtin("upstream") }
     }
 
     #[must_use]

@@ -26,6 +26,8 @@ pub struct Options {
     pub config: String,
     /// Largest file that the process may write, as a stand-in for a full disk.
     pub max_file_bytes: Option<u64>,
+    /// Variables of its environment, beside those of this process.
+    pub env: Vec<(&'static str, PathBuf)>,
 }
 
 /// A running server. Dropping it kills it.
@@ -68,7 +70,7 @@ impl Server {
         let config = temporary.path().join("mortise.toml");
         std::fs::write(&config, complete(&options.config))?;
         let start = Instant::now();
-        let mut child = command(&config, &store, options.max_file_bytes)
+        let mut child = command(&config, &store, &options)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -257,10 +259,11 @@ mod warm {
     }
 }
 
-fn command(config: &Path, store: &Path, max_file_bytes: Option<u64>) -> Command {
+fn command(config: &Path, store: &Path, options: &Options) -> Command {
     let mut command = Command::new(paths::mortise());
+    command.envs(options.env.iter().cloned());
     command.args(["serve", "--config"]).arg(config).arg("--store").arg(store);
-    if let Some(bytes) = max_file_bytes {
+    if let Some(bytes) = options.max_file_bytes {
         limit_file_size(&mut command, bytes);
     }
     command

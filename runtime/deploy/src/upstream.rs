@@ -49,7 +49,7 @@ impl Upstreams for NoUpstreams {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTarget {
-    /// `http://host:port` or `grpc://host:port`
+    /// `http://host:port`, or of the schemes `https`, `grpc` and `grpcs`
     pub url: String,
     /// Its name there.
     pub model: String,

@@ -49,6 +49,9 @@ impl Tuning {
         if generation.context.is_software {
             return;
         }
+        let device = &*generation.context.name;
+        let seconds = MAX_TIME.as_secs();
+        tracing::info!(device, "measuring once which kernels suit it, for at most {seconds} s");
         match measure(generation, &plan(generation.context.has_matrix_units)) {
             Ok(tuning) => generation.tuning = tuning,
             Err(error) => tracing::warn!(%error, "the GPU's kernels were not tuned"),

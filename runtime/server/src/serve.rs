@@ -153,7 +153,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
             limits_by_plugin: config.limits_by_plugin.clone(),
             builtins: embedded::plugins(),
             observer: stages,
-            hooks: Arc::new(WebHooks::new()),
+            hooks: Arc::new(WebHooks),
             upstreams: Arc::new(upstream::Servers::new(Handle::current())),
             ..DeployConfig::new(config.store_dir.clone(), host(&config)?, registry.clone())
         })?;

@@ -196,9 +196,10 @@ pub(crate) struct DeployArgs {
     #[arg(required_unless_present = "upstream", conflicts_with = "upstream")]
     pub(crate) path: Option<PathBuf>,
     /// Another server of the same protocol that answers for this version, as
-    /// http://HOST:PORT or grpc://HOST:PORT. Its model has the endpoint's name
-    /// unless --set model=NAME says otherwise; version, timeout_ms,
-    /// max_concurrent and check_every_ms can be set too.
+    /// http://HOST:PORT or grpc://HOST:PORT, over TLS https:// or grpcs://.
+    /// Its model has the endpoint's name unless --set model=NAME says
+    /// otherwise; version, timeout_ms, max_concurrent and check_every_ms can
+    /// be set too.
     #[arg(long, value_name = "URL", conflicts_with_all = ["plugin", "asset"])]
     pub(crate) upstream: Option<String>,
     /// A first-party plugin (onnx, mlp), the file of a plugin (.wasm), or

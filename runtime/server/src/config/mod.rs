@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn traces_go_to_a_collector_without_tls() {
+    fn traces_go_to_a_collector() {
         let resolved = |endpoint: &str| {
             let text = format!("[tracing]\nendpoint = {endpoint:?}");
             Resolved::new(&parse(&text).unwrap(), "store".into())
@@ -65,7 +65,8 @@ mod tests {
         assert!(resolved("").unwrap().tracing.is_none());
         let settings = resolved("http://there:4318/v1/traces").unwrap().tracing.unwrap();
         assert_eq!(settings.sample_every, 1_000);
-        for endpoint in ["https://there/v1/traces", "there:4318"] {
+        assert!(resolved("https://there/v1/traces").unwrap().tracing.is_some());
+        for endpoint in ["ftp://there/v1/traces", "there:4318"] {
             let error = resolved(endpoint).err().unwrap().to_string();
             assert!(error.contains("tracing.endpoint") && error.contains("http://"), "{error}");
         }

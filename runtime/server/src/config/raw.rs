@@ -163,7 +163,7 @@ section! {
     /// Traces of requests, for a collector of OpenTelemetry. Without it, the trace
     /// context of clients is still passed on to other servers that are asked.
     Tracing {
-        /// Where spans go, as OTLP over HTTP: "http://localhost:4318/v1/traces".
+        /// Where spans go, as OTLP over HTTP or HTTPS: "http://localhost:4318/v1/traces".
         /// Empty switches tracing off.
         endpoint: String = String::new(),
         /// One in this many requests is traced, of those that come without a trace

@@ -118,17 +118,17 @@ pub(crate) struct TracingSettings {
 
 impl TracingSettings {
     /// # Errors
-    /// When the address of the collector is not plain HTTP.
+    /// When the address of the collector is none.
     fn new(raw: &raw::Tracing) -> Result<Option<Self>> {
         if raw.endpoint.is_empty() {
             return Ok(None);
         }
         let scheme = raw.endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.scheme().cloned());
-        if scheme != Some(http::uri::Scheme::HTTP) {
+        let schemes = [http::uri::Scheme::HTTP, http::uri::Scheme::HTTPS];
+        if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
             bail!(
                 "tracing.endpoint = \"{}\" is not an address such as \
-                 http://localhost:4318/v1/traces; a collector with TLS is reached through one \
-                 beside this server",
+                 http://localhost:4318/v1/traces or https://HOST/v1/traces",
                 raw.endpoint
             );
         }

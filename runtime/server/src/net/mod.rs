@@ -4,9 +4,11 @@
 mod accept;
 mod table;
 mod tls;
+mod trust;
 mod watched;
 
 pub(crate) use accept::{Acceptor, Listening, Transport};
 pub(crate) use table::{Activity, RequestUnderWay, Table, Timeouts};
 pub(crate) use tls::Tls;
+pub(crate) use trust::{agent_config, client_config};
 pub(crate) use watched::{Watched, drive};

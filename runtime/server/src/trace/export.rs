@@ -1,6 +1,7 @@
 //! Sends spans to a collector, as OTLP over HTTP, from a thread of its own.
 
 use crate::config::TracingSettings;
+use crate::net::agent_config;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use mortise_deploy::lower_priority;
@@ -43,7 +44,7 @@ impl Exporter {
     pub(super) fn start(settings: &TracingSettings, counters: TraceCounters) -> Result<Self> {
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new())
+            .with_http_client(Collector::new(&settings.endpoint)?)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(settings.endpoint.clone())
             .with_timeout(TIMEOUT)
@@ -137,12 +138,13 @@ fn gather(first: Message, inbox: &Receiver<Message>) -> (Vec<SpanData>, Option<S
 struct Collector(Agent);
 
 impl Collector {
-    fn new() -> Self {
+    fn new(endpoint: &str) -> Result<Self> {
         let config = Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
+            .tls_config(agent_config(endpoint).context("tracing.endpoint")?)
             .build();
-        Self(config.into())
+        Ok(Self(config.into()))
     }
 }
 

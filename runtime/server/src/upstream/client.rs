@@ -1,12 +1,17 @@
 use super::grpc::Grpc;
 use super::http::{Answer, Http};
+use crate::net::client_config;
 use http::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_grpc_proto::ModelInferResponse;
 use mortise_types::{Error, Result, Tensor, TraceContext};
 use mortise_wire::{NamedTensor, WireLimits};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// Bytes of one answer.
 pub(super) const MAX_ANSWER_BYTES: usize = 1 << 30;
@@ -15,7 +20,7 @@ pub(super) const MAX_ANSWER_BYTES: usize = 1 << 30;
 pub(super) struct Client {
     protocol: Protocol,
     timeout: Duration,
-    /// `http://host:port` or `grpc://host:port`, for messages.
+    /// `http://host:port` or of another scheme, for messages.
     url: String,
 }
 
@@ -52,16 +57,19 @@ impl Client {
             .cloned()
             .ok_or_else(|| Error::invalid(format!("\"{}\" names no host", target.url)));
         let protocol = match uri.scheme_str() {
-            Some("http") => Protocol::Http(Box::new(Http::new(target, &uri, authority?))),
-            Some("grpc") => {
+            Some("http" | "https") => {
+                Protocol::Http(Box::new(Http::new(target, &uri, authority?)?))
+            }
+            Some(scheme @ ("grpc" | "grpcs")) => {
+                let scheme = if scheme == "grpcs" { "https" } else { "http" };
                 let origin =
-                    Uri::builder().scheme("http").authority(authority?).path_and_query("/");
-                Protocol::Grpc(Box::new(Grpc::new(target, origin.build().map_err(unsendable)?)))
+                    Uri::builder().scheme(scheme).authority(authority?).path_and_query("/");
+                Protocol::Grpc(Box::new(Grpc::new(target, origin.build().map_err(unsendable)?)?))
             }
             _ => {
                 return Err(Error::unsupported(format!(
-                    "\"{}\": an upstream is reached without TLS; write http://HOST:PORT or \
-                     grpc://HOST:PORT",
+                    "\"{}\": write an upstream as http://HOST:PORT, https://, grpc:// or, for \
+                     gRPC over TLS, grpcs://",
                     target.url
                 )));
             }
@@ -138,11 +146,40 @@ impl Reply {
     }
 }
 
-pub(super) fn connector(target: &UpstreamTarget) -> HttpConnector {
+/// What opens connections, over TLS where the address says so.
+pub(super) type Connector = HttpsConnector<HttpConnector>;
+
+/// # Errors
+/// `NotReady` when there are no certificates to know a server by, and it is to be
+/// reached over TLS.
+pub(super) fn connector(target: &UpstreamTarget, over: Over) -> Result<Connector> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(Duration::from_millis(target.timeout_ms)));
-    connector
+    // Whether it is "https:" is for the connector around it to say.
+    connector.enforce_http(false);
+    let is_secure = target.url.starts_with("https:") || target.url.starts_with("grpcs:");
+    let tls = match is_secure {
+        true => client_config()?,
+        // Knows nobody, and is not asked.
+        false => ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::internal(format!("no TLS version is left: {error}")))?
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth(),
+    };
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    Ok(match over {
+        Over::Http1 => builder.enable_http1().wrap_connector(connector),
+        Over::Http2 => builder.enable_http2().wrap_connector(connector),
+    })
+}
+
+/// The version of HTTP that a connection is for.
+#[derive(Clone, Copy)]
+pub(super) enum Over {
+    Http1,
+    Http2,
 }
 
 pub(super) fn unsendable(error: http::Error) -> Error {
@@ -163,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_without_tls() {
+    fn addresses_name_their_protocol() {
         let client = |url: &str| {
             Client::new(&UpstreamTarget {
                 url: url.to_string(),
@@ -176,8 +213,9 @@ mod tests {
         };
         assert!(matches!(client("http://there:80/base").unwrap().protocol, Protocol::Http(_)));
         assert!(matches!(client("grpc://there:8001").unwrap().protocol, Protocol::Grpc(_)));
-        for (url, want) in [("https://there", "without TLS"), ("there", "without TLS"), ("", "no")]
-        {
+        assert!(matches!(client("https://there").unwrap().protocol, Protocol::Http(_)));
+        assert!(matches!(client("grpcs://there:8001").unwrap().protocol, Protocol::Grpc(_)));
+        for (url, want) in [("ftp://there", "grpcs://"), ("there", "grpcs://"), ("", "no")] {
             let error = client(url).err().unwrap();
             assert!(error.message().contains(want), "{error}");
         }

@@ -1,11 +1,10 @@
 //! Another server over gRPC: one connection, on which requests run beside each
 //! other.
 
-use super::client::{MAX_ANSWER_BYTES, Question, Reply, cause, connector};
+use super::client::{Connector, MAX_ANSWER_BYTES, Over, Question, Reply, cause, connector};
 use crate::trace;
 use http::Uri;
 use hyper_util::client::legacy::Client as HyperClient;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_grpc_proto::inference as pb;
@@ -22,27 +21,30 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// One model of another server.
 pub(super) struct Grpc {
-    service: GrpcInferenceServiceClient<HyperClient<HttpConnector, tonic::body::Body>>,
+    service: GrpcInferenceServiceClient<HyperClient<Connector, tonic::body::Body>>,
     model: String,
     /// Empty for the live one.
     version: String,
 }
 
 impl Grpc {
-    /// `origin` has the scheme `http`.
-    pub(super) fn new(target: &UpstreamTarget, origin: Uri) -> Self {
+    /// `origin` has the scheme `http` or `https`.
+    ///
+    /// # Errors
+    /// As [`connector`].
+    pub(super) fn new(target: &UpstreamTarget, origin: Uri) -> Result<Self> {
         let channel = HyperClient::builder(TokioExecutor::new())
             .http2_only(true)
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .http2_keep_alive_interval(KEEPALIVE)
             .http2_keep_alive_timeout(KEEPALIVE)
-            .build(connector(target));
+            .build(connector(target, Over::Http2)?);
         let service = GrpcInferenceServiceClient::with_origin(channel, origin)
             .max_decoding_message_size(MAX_ANSWER_BYTES)
             .max_encoding_message_size(usize::MAX);
         let version = target.version.clone().unwrap_or_default();
-        Self { service, model: target.model.clone(), version }
+        Ok(Self { service, model: target.model.clone(), version })
     }
 
     pub(super) async fn describe(&self) -> Result<UpstreamModel> {

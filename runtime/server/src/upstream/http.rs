@@ -1,13 +1,12 @@
 //! Another server over HTTP/1.1.
 
-use super::client::{Question, Reply, cause, connector, unsendable};
+use super::client::{Connector, Over, Question, Reply, cause, connector, unsendable};
 use crate::trace;
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client as HyperClient;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_types::{Error, Result};
@@ -28,7 +27,8 @@ const BINARY_EXTENSION: &str = "binary_tensor_data";
 
 /// One model of another server. Connections are kept and used again.
 pub(super) struct Http {
-    http: HyperClient<HttpConnector, Full<Bytes>>,
+    http: HyperClient<Connector, Full<Bytes>>,
+    scheme: Scheme,
     authority: Authority,
     /// `/v2/models/{m}` or `/v2/models/{m}/versions/{v}`, after what the
     /// address begins with.
@@ -45,15 +45,18 @@ pub(super) struct Answer {
 }
 
 impl Http {
-    pub(super) fn new(target: &UpstreamTarget, uri: &Uri, authority: Authority) -> Self {
+    /// # Errors
+    /// As [`connector`].
+    pub(super) fn new(target: &UpstreamTarget, uri: &Uri, authority: Authority) -> Result<Self> {
         let http = HyperClient::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(target.max_concurrent)
             .pool_timer(TokioTimer::new())
-            .build(connector(target));
+            .build(connector(target, Over::Http1)?);
         let prefix = uri.path().trim_end_matches('/').to_string();
         let model_path = model_path(&target.model, target.version.as_deref());
-        Self { http, authority, model_path, prefix }
+        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
+        Ok(Self { http, scheme, authority, model_path, prefix })
     }
 
     pub(super) async fn describe(&self) -> Result<UpstreamModel> {
@@ -105,7 +108,7 @@ impl Http {
             .parse()
             .map_err(|error| Error::invalid(format!("\"{path}\" is no path: {error}")))?;
         let uri = Uri::builder()
-            .scheme(Scheme::HTTP)
+            .scheme(self.scheme.clone())
             .authority(self.authority.clone())
             .path_and_query(path)
             .build()
