@@ -465,10 +465,7 @@ fn sorted<T: Real>(set: &[f64]) -> Vec<T> {
 fn uniform(rules: &[Rule]) -> Option<Mode> {
     let mut interior = rules.iter().filter(|rule| rule.mode != Mode::Leaf);
     let first = interior.next().map_or(Mode::Leq, |rule| rule.mode);
-    let alike = rules
-        .iter()
-        .filter(|rule| rule.mode != Mode::Leaf)
-        .all(|rule| rule.mode == first);
+    let alike = rules.iter().filter(|rule| rule.mode != Mode::Leaf).all(|rule| rule.mode == first);
     alike.then_some(first)
 }
 
