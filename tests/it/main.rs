@@ -20,5 +20,6 @@ mod replay;
 mod rollouts;
 mod serving;
 mod tracing;
+mod traffic;
 mod upstreams;
 mod walkthrough;

@@ -25,6 +25,16 @@ pub struct Deployment {
     /// How weights are put into fewer bits.
     pub quantize: Option<Quantize>,
     pub rollout: Option<Rollout>,
+    /// Keeps the version beside the stable one.
+    pub beside: Option<Beside>,
+}
+
+/// A share of the traffic, and who divides it.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    pub percent: f64,
+    pub router: Option<Part>,
+    pub key: Option<String>,
 }
 
 /// A mode, samples and the largest difference allowed.
@@ -130,6 +140,12 @@ impl Deployment {
     #[must_use]
     pub fn rollout(mut self, rollout: Rollout) -> Self {
         self.rollout = Some(rollout);
+        self
+    }
+
+    #[must_use]
+    pub fn beside(mut self, beside: Beside) -> Self {
+        self.beside = Some(beside);
         self
     }
 
@@ -257,6 +273,11 @@ impl Admin {
         if let Some(rollout) = &deployment.rollout {
             body["rollout"] = rollout_json(rollout, &mut upload)?;
         }
+        if let Some(Beside { percent, router, key }) = &deployment.beside {
+            body["beside"] = router_json(router.as_ref(), &mut upload)?;
+            body["beside"]["percent"] = (*percent).into();
+            body["beside"]["key"] = key.clone().into();
+        }
         Ok(match refusal {
             Some(refusal) => Err(refusal),
             None => Ok(body),
@@ -306,6 +327,41 @@ impl Admin {
         self.client.post(&path, body.to_string().as_bytes())?.ok()?.json()
     }
 
+    /// How the traffic of an endpoint is divided.
+    ///
+    /// # Errors
+    /// It has one version alone, or the server cannot be reached.
+    pub fn traffic(&mut self, name: &str) -> Result<Value> {
+        self.get(&format!("/v1/endpoints/{name}/traffic"))?.ok()?.json()
+    }
+
+    /// Divides it otherwise; the answer as it comes.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub fn set_traffic(
+        &mut self,
+        name: &str,
+        router: Option<&Part>,
+        shares: &Value,
+    ) -> Result<Response> {
+        let mut upload = |bytes: &[u8]| -> Result<Value> {
+            Ok(self.client.post("/v1/uploads", bytes)?.ok()?.json()?["upload"].take())
+        };
+        let mut body = router_json(router, &mut upload)?;
+        body["shares"] = shares.clone();
+        self.client.post(&format!("/v1/endpoints/{name}/traffic"), body.to_string().as_bytes())
+    }
+
+    /// Values of metrics that clients report.
+    ///
+    /// # Errors
+    /// They are refused, or the server cannot be reached.
+    pub fn report(&mut self, name: &str, reports: &Value) -> Result<Value> {
+        let path = format!("/v1/endpoints/{name}/metrics");
+        self.client.post(&path, reports.to_string().as_bytes())?.ok()?.json()
+    }
+
     /// The state of one endpoint.
     ///
     /// # Errors
@@ -342,6 +398,13 @@ fn part_json(part: &Part, upload: &mut Upload) -> Result<Value> {
     }
     let assets = files_json(&part.assets, upload)?;
     Ok(json!({"plugin": plugin, "assets": assets, "config": part.config}))
+}
+
+/// `router` and `router_config`, where there is a router.
+fn router_json(router: Option<&Part>, upload: &mut Upload) -> Result<Value> {
+    let Some(router) = router else { return Ok(json!({})) };
+    let plugin = part_json(router, upload)?["plugin"].take();
+    Ok(json!({"router": plugin, "router_config": router.config}))
 }
 
 fn rollout_json(rollout: &Rollout, upload: &mut Upload) -> Result<Value> {

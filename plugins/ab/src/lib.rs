@@ -8,7 +8,7 @@
 //! - `holdout`: share of users that no experiment touches, 0 by default; the
 //!   same users for every experiment;
 //! - `groups`: `{"treatment": {"version": 2, "share": 0.5}}`; whoever is in no
-//!   group gets the stable version. By default half goes to each version.
+//!   group gets the stable version. By default each version gets as many.
 
 use mortise_plugin_sdk::{Candidate, Choice, Context, Error, Probe, Result, Router, export_router};
 use serde::Deserialize;

@@ -2,7 +2,7 @@ use crate::background;
 use crate::config::DeployConfig;
 use crate::ensemble::ENSEMBLE;
 use crate::inspect::Inspection;
-use crate::memory::{Ledger, Reservation};
+use crate::memory::{Ledger, Loaded};
 use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
 use crate::quantize;
 use crate::request::{DeployRequest, NamedUpload};
@@ -16,6 +16,7 @@ use crate::status::{
 use crate::store::{
     AuditRecord, Keep, NewRevision, Numbers, Store, StoredEndpoint, UploadWriter, digest_of,
 };
+use crate::traffic::Traffic;
 use mortise_serve::{Drain, Readiness};
 use mortise_types::{Bytes, Error, Result};
 use parking_lot::Mutex;
@@ -32,8 +33,9 @@ pub struct Deployer {
     pub(crate) hooks: Arc<dyn Hooks>,
     /// Rollouts under way, by endpoint.
     pub(crate) rollouts: Mutex<HashMap<String, Arc<Mutex<Active>>>>,
-    /// Memory of what is live, by endpoint.
-    pub(crate) loaded: Mutex<HashMap<String, Reservation>>,
+    /// Traffic that several versions share outside of rollouts, by endpoint.
+    pub(crate) traffic: Mutex<HashMap<String, Arc<Mutex<Traffic>>>>,
+    pub(crate) loaded: Loaded,
     /// Endpoints that something is being done to.
     busy: Mutex<HashMap<String, Busy>>,
 }
@@ -46,7 +48,7 @@ struct Busy {
 }
 
 /// Frees an endpoint for the next one when dropped.
-struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     deployer: &'a Deployer,
     name: String,
 }
@@ -70,7 +72,8 @@ impl Deployer {
             observer: config.observer,
             hooks: config.hooks,
             rollouts: Mutex::default(),
-            loaded: Mutex::default(),
+            traffic: Mutex::default(),
+            loaded: Loaded::default(),
             busy: Mutex::default(),
             ctx: Context {
                 store,
@@ -112,6 +115,7 @@ impl Deployer {
             |reason| Failure { endpoint: name.clone(), stage: None, reason, stages: Vec::new() };
         check_request(&request, self.ctx.limits.max_files).map_err(refused)?;
         let turn = self.begin(&request.name, &request.who).map_err(refused)?;
+        self.check_traffic(&request).map_err(refused)?;
         let numbers = self.ctx.store.next_numbers(&name, request.version).map_err(refused)?;
         let who = request.who.clone();
         let mut track = Track::new(&turn);
@@ -168,7 +172,8 @@ impl Deployer {
         let endpoint = self.ctx.store.endpoint(name)?;
         let audit = reversion_audit(&endpoint, "undeploy", who);
         self.ctx.store.delete_endpoint(name, &audit)?;
-        self.retire(name, self.ctx.registry.remove(name));
+        self.traffic.lock().remove(name);
+        self.let_go(name, self.ctx.registry.remove(name));
         Ok(out_of_service(&endpoint))
     }
 
@@ -181,8 +186,12 @@ impl Deployer {
         let _turn = self.begin(name, who)?;
         let endpoint = self.ctx.store.endpoint(name)?;
         let audit = reversion_audit(&endpoint, "unload", who);
+        if let Some(traffic) = self.traffic_of(name) {
+            self.save(&mut traffic.lock());
+        }
         self.ctx.store.set_loaded(name, false, &audit)?;
-        self.retire(name, self.ctx.registry.withdraw(name, UNLOADED));
+        self.traffic.lock().remove(name);
+        self.let_go(name, self.ctx.registry.withdraw(name, UNLOADED));
         Ok(out_of_service(&endpoint))
     }
 
@@ -311,6 +320,8 @@ impl Deployer {
         track: &mut Track<'_>,
     ) -> Result<Deployed> {
         let ctx = &self.ctx;
+        let beside = request.beside.take();
+        let beside = beside.map(|beside| ctx.receive_beside(beside)).transpose()?;
         let rollout = request.rollout.take().map(|rollout| ctx.receive_rollout(rollout));
         let (rollout, _pins): (Option<Plan>, _) = rollout.transpose()?.unzip();
         let uploaded = track.stage(Stage::Uploaded, || Uploaded::receive(ctx, request, numbers))?;
@@ -322,9 +333,10 @@ impl Deployer {
             let prepared = rollout.map(|plan| Prepared::new(ctx, &warmed, plan)).transpose()?;
             Ok((warmed, prepared))
         })?;
-        let mut deployed = track.stage(Stage::Live, || match prepared {
-            Some(prepared) => self.commit_rollout(warmed, prepared),
-            None => self.commit(warmed),
+        let mut deployed = track.stage(Stage::Live, || match (prepared, beside) {
+            (Some(prepared), _) => self.commit_rollout(warmed, prepared),
+            (None, Some(beside)) => self.commit_beside(warmed, beside),
+            (None, None) => self.commit(warmed),
         })?;
         deployed.stages = std::mem::take(&mut track.passed);
         Ok(deployed)
@@ -357,38 +369,27 @@ impl Deployer {
                 quantize::note(subject.version.quantize.as_ref())
             ),
         };
-        self.ctx.store.commit_live(&new, &audit)?;
-        let deployed = Deployed {
-            name: subject.endpoint.clone(),
-            version: subject.numbers.version,
-            revision: subject.numbers.revision,
-            replaced_revision: subject.numbers.previous,
-            plugin: model.plugin.clone(),
-            plugin_digest: model.plugin_digest.clone(),
-            stages: Vec::new(),
-            tests: warmed.report.clone(),
-            quantize: subject.version.quantize.as_ref().and_then(|info| info.report.clone()),
-            merging: warmed.merging.clone(),
-            memory_bytes: warmed.built.reservation.bytes(),
-            rollout_weight_percent: None,
-        };
-        self.publish(warmed);
+        let commit = || self.ctx.store.commit_live(&new, &audit);
+        self.make_stable(&subject.endpoint, &warmed.built.revision, commit)?;
+        let replaced_revision = subject.numbers.previous;
+        let deployed = Deployed { replaced_revision, ..warmed.deployed() };
+        self.hold_memory(warmed);
         Ok(deployed)
     }
 
-    pub(crate) fn publish(&self, warmed: Warmed<'_>) {
-        let name = warmed.endpoint().to_string();
-        let drain = self.ctx.registry.publish(&name, warmed.built.revision);
-        let replaced = self.loaded.lock().insert(name.clone(), warmed.built.reservation);
-        if let (Some(drain), Some(reservation)) = (drain, replaced) {
-            self.retirement.retire(&name, drain, reservation);
-        }
+    /// Counts a revision's memory as long as it serves and its last request runs.
+    pub(crate) fn hold_memory(&self, warmed: Warmed<'_>) {
+        let Warmed { subject, built, .. } = warmed;
+        self.loaded.insert(&subject.endpoint, subject.numbers.revision, built.reservation);
     }
 
-    fn retire(&self, name: &str, drain: Option<Drain>) {
-        let reservation = self.loaded.lock().remove(name);
-        if let (Some(drain), Some(reservation)) = (drain, reservation) {
-            self.retirement.retire(name, drain, reservation);
+    /// Gives the memory of revisions that no longer serve back when their last
+    /// request has left.
+    pub(crate) fn let_go(&self, name: &str, drains: Vec<Drain>) {
+        for drain in drains {
+            if let Some(reservation) = self.loaded.take(name, drain.number()) {
+                self.retirement.retire(name, drain, reservation);
+            }
         }
     }
 
@@ -401,8 +402,8 @@ impl Deployer {
     ) -> Result<()> {
         background::run("mortise-deploy", self.ctx.limits.ordinary_priority_cpu, || {
             let warmed = self.build_stored(&turn.name, revision)?;
-            commit()?;
-            self.publish(warmed);
+            self.make_stable(&turn.name, &warmed.built.revision, commit)?;
+            self.hold_memory(warmed);
             Ok(())
         })
     }
@@ -487,8 +488,9 @@ impl Deployer {
         Ok(EndpointStatus {
             rollback_revision: self.rollback_target(&name, &endpoint.live)?,
             last_failure: self.ctx.store.last_failure(&name)?,
-            memory_bytes: self.loaded.lock().get(&name).map_or(0, Reservation::bytes),
+            memory_bytes: self.loaded.bytes(&name),
             rollout: self.rollout_note(&name),
+            versions: self.live_versions(&name),
             signature: live.map(|live| SignatureInfo::from(live.signature())),
             revision: endpoint.live,
             state,
@@ -519,7 +521,7 @@ impl Deployer {
     /// # Errors
     /// `Conflict` when something is being done to the endpoint, `Overloaded`
     /// when too much is under way.
-    fn begin(&self, name: &str, who: &str) -> Result<Turn<'_>> {
+    pub(crate) fn begin(&self, name: &str, who: &str) -> Result<Turn<'_>> {
         let mut busy = self.busy.lock();
         if let Some(other) = busy.get(name) {
             return Err(Error::conflict(format!(

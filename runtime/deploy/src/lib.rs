@@ -28,6 +28,7 @@ mod stage;
 mod status;
 mod store;
 mod toolchain;
+mod traffic;
 mod upstream;
 
 pub use background::lower_priority;
@@ -56,4 +57,7 @@ pub use status::{
 };
 pub use store::{Upload, UploadWriter};
 pub use toolchain::{CompiledPlugin, HostToolchain, Toolchain, VerifiedPlugin};
+pub use traffic::{
+    BesideRequest, LiveVersion, RouterChoice, TrafficChange, TrafficStatus, VersionShare,
+};
 pub use upstream::{NoUpstreams, UpstreamModel, UpstreamTarget, Upstreams};

@@ -1,5 +1,6 @@
 use mortise_types::{Error, Result};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,32 @@ pub(crate) struct Ledger {
 pub(crate) struct Reservation {
     ledger: Arc<Ledger>,
     bytes: u64,
+}
+
+/// The memory of the revisions that serve, by endpoint and number.
+#[derive(Default)]
+pub(crate) struct Loaded(Mutex<HashMap<(String, u64), Reservation>>);
+
+impl Loaded {
+    pub(crate) fn insert(&self, endpoint: &str, number: u64, reservation: Reservation) {
+        self.0.lock().insert((endpoint.to_string(), number), reservation);
+    }
+
+    pub(crate) fn take(&self, endpoint: &str, number: u64) -> Option<Reservation> {
+        self.0.lock().remove(&(endpoint.to_string(), number))
+    }
+
+    /// Of one revision; 0 when it is not loaded.
+    pub(crate) fn bytes_of(&self, endpoint: &str, number: u64) -> u64 {
+        self.0.lock().get(&(endpoint.to_string(), number)).map_or(0, Reservation::bytes)
+    }
+
+    /// Of all revisions of an endpoint.
+    pub(crate) fn bytes(&self, endpoint: &str) -> u64 {
+        let loaded = self.0.lock();
+        let own = loaded.iter().filter(|((name, _), _)| name == endpoint);
+        own.map(|(_, reservation)| reservation.bytes()).sum()
+    }
 }
 
 impl Ledger {

@@ -10,7 +10,7 @@ use crate::quantize::{self, QuantizeInfo};
 use crate::request::{DeployRequest, NamedUpload, PluginRef, QuantizeRequest, RolloutRequest};
 use crate::rollout::Plan;
 use crate::selftest::{self, Report, SelfTest};
-use crate::status::{AssetInfo, Merging, PartInfo, RevisionInfo, VersionInfo};
+use crate::status::{AssetInfo, Deployed, Merging, PartInfo, RevisionInfo, VersionInfo};
 use crate::store::{Numbers, Pin, Store, Upload, now_ms};
 use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
 use crate::upstream::{self, UPSTREAM, UpstreamTarget, Upstreams};
@@ -245,6 +245,26 @@ impl<'a> SelfTested<'a> {
 impl Warmed<'_> {
     pub(crate) fn endpoint(&self) -> &str {
         &self.subject.endpoint
+    }
+
+    /// The answer to the deployment, without what it replaced and its share.
+    pub(crate) fn deployed(&self) -> Deployed {
+        let Subject { endpoint, numbers, version, .. } = &self.subject;
+        Deployed {
+            name: endpoint.clone(),
+            version: numbers.version,
+            revision: numbers.revision,
+            replaced_revision: None,
+            plugin: version.model.plugin.clone(),
+            plugin_digest: version.model.plugin_digest.clone(),
+            stages: Vec::new(),
+            tests: self.report.clone(),
+            quantize: version.quantize.as_ref().and_then(|info| info.report.clone()),
+            merging: self.merging.clone(),
+            memory_bytes: self.built.reservation.bytes(),
+            rollout_weight_percent: None,
+            beside_weight_percent: None,
+        }
     }
 }
 

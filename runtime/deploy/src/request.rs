@@ -2,6 +2,7 @@ use crate::quantize::QuantizeMode;
 use crate::rollout::RolloutHook;
 use crate::serving::ServingInfo;
 use crate::store::Upload;
+use crate::traffic::BesideRequest;
 use serde_json::{Map, Value};
 
 /// Everything one deployment is made of. Uploads come from
@@ -28,6 +29,8 @@ pub struct DeployRequest {
     pub quantize: Option<QuantizeRequest>,
     /// Gives the version a share of the traffic instead of all of it.
     pub rollout: Option<RolloutRequest>,
+    /// Keeps the version beside the stable one, with a share of the traffic.
+    pub beside: Option<BesideRequest>,
     /// Who deploys, for the audit log.
     pub who: String,
 }

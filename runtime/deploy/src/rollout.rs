@@ -14,10 +14,11 @@ mod restore;
 mod start;
 
 pub(crate) use active::Active;
-pub(crate) use engine::start_ticker;
+pub(crate) use engine::{start_ticker, take_reports};
 pub use info::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
     RolloutStatus, SampledKeys, VariantTotals,
 };
-pub(crate) use info::{Phase, Plan, StoredRollout};
+pub(crate) use info::{Phase, Plan, StoredRollout, percent};
+pub(crate) use lineup::lineup;
 pub(crate) use start::Prepared;

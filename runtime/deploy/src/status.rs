@@ -4,6 +4,7 @@ use crate::quantize::{QuantizeInfo, QuantizeReport};
 use crate::selftest::Report;
 use crate::serving::ServingInfo;
 use crate::stage::{Stage, StageTiming};
+use crate::traffic::LiveVersion;
 use mortise_types::{Signature, TensorSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,6 +30,8 @@ pub struct Deployed {
     pub memory_bytes: u64,
     /// The share that a rollout began with; `None` when the version is live.
     pub rollout_weight_percent: Option<f64>,
+    /// The share of a version that went beside the stable one.
+    pub beside_weight_percent: Option<f64>,
 }
 
 /// Whether requests to a revision may be merged.
@@ -79,8 +82,10 @@ pub struct EndpointStatus {
     pub in_progress: Option<InProgress>,
     /// The newest deployment, when it failed: what live serves is older.
     pub last_failure: Option<String>,
-    /// Bytes reserved; 0 when unloaded.
+    /// Bytes reserved for all versions that answer; 0 when unloaded.
     pub memory_bytes: u64,
+    /// Those that answer, the stable one first.
+    pub versions: Vec<LiveVersion>,
     /// Of the live revision; `None` when it is not loaded.
     pub signature: Option<SignatureInfo>,
 }
@@ -207,7 +212,9 @@ pub struct AuditEntry {
     pub at_ms: u64,
     pub who: String,
     /// `deploy`, `undeploy`, `rollback`, `load`, `unload`, `gc`, `rollout` and
-    /// what happens to one (`rollout_step`, `rollout_promote`, …).
+    /// what happens to one (`rollout_step`, `rollout_promote`, …),
+    /// `deploy_beside`, and `traffic_set`, `traffic_retire`, `traffic_promote`
+    /// and `traffic_router`.
     pub action: String,
     pub endpoint: Option<String>,
     pub version: Option<u64>,

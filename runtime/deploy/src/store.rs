@@ -19,6 +19,7 @@ mod records;
 mod rollouts;
 mod schema;
 mod sweep;
+mod traffic;
 
 pub(crate) use blobs::{Blobs, Pin, digest_of};
 pub use blobs::{Upload, UploadWriter};

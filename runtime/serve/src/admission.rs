@@ -17,7 +17,8 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn take(self: &Arc<Self>, amount: u64) -> Option<Share> {
+    /// `None` beyond the bound.
+    pub(crate) fn take(self: &Arc<Self>, amount: u64) -> Option<Share> {
         let add = |used: u64| used.checked_add(amount).filter(|&sum| sum <= self.limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         Some(Share { budget: self.clone(), amount })
@@ -25,7 +26,7 @@ impl Budget {
 }
 
 /// Part of a budget, given back on drop.
-struct Share {
+pub(crate) struct Share {
     budget: Arc<Budget>,
     amount: u64,
 }

@@ -72,6 +72,14 @@ impl Endpoint {
         }
     }
 
+    /// The same for one of its versions.
+    pub fn readiness_of(&self, revision: &Revision) -> Readiness {
+        match self.check(revision) {
+            Ok(()) => Readiness::Ready,
+            Err(error) => Readiness::NotReady(error.message().to_string()),
+        }
+    }
+
     pub fn stats(&self) -> StatsSnapshot {
         self.stats.snapshot(self.requests.used())
     }

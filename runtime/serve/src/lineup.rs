@@ -17,7 +17,7 @@ pub struct Lineup {
 /// A version with its share of the traffic.
 #[derive(Clone)]
 pub struct Variant {
-    /// What replies call it: `stable`, `candidate`.
+    /// What replies call it: `stable`, `candidate`, `version-3`.
     pub name: Arc<str>,
     pub revision: Arc<Revision>,
     /// In parts of [`Variant::WHOLE`].
@@ -35,6 +35,11 @@ impl Variant {
 
     /// The name of the variant that a rollout tries.
     pub const CANDIDATE: &str = "candidate";
+
+    /// What a version is called that shares the traffic outside of a rollout.
+    pub fn name_of(version: u64) -> String {
+        format!("version-{version}")
+    }
 
     /// A variant that has not answered yet.
     pub fn new(name: &str, revision: Arc<Revision>, weight: u32) -> Self {
@@ -174,7 +179,7 @@ impl Lineup {
     }
 
     /// `version 3 is live`, or all of several.
-    pub(crate) fn versions(&self) -> String {
+    pub fn versions(&self) -> String {
         match self.variants.as_slice() {
             [only] => format!("version {} is live", only.revision.version()),
             several => {

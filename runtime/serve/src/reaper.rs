@@ -16,13 +16,21 @@ pub(crate) struct Reaper {
 
 /// Follows a revision that no longer takes requests.
 #[derive(Clone)]
-pub struct Drain(Weak<Revision>);
+pub struct Drain {
+    revision: Weak<Revision>,
+    number: u64,
+}
 
 impl Drain {
     /// The last request has left, and the revision's memory is freed or about
     /// to be.
     pub fn is_done(&self) -> bool {
-        self.0.strong_count() == 0
+        self.revision.strong_count() == 0
+    }
+
+    /// The revision's number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 }
 
@@ -52,8 +60,8 @@ impl Reaper {
 
     pub(crate) fn retire(&self, revision: Arc<Revision>) -> Drain {
         revision.retire(Instant::now());
-        let drain = Drain(Arc::downgrade(&revision));
-        self.draining.lock().push(drain.0.clone());
+        let drain = Drain { revision: Arc::downgrade(&revision), number: revision.number() };
+        self.draining.lock().push(drain.revision.clone());
         // The thread lives as long as this sender.
         let _ = self.retired.send(revision);
         drain

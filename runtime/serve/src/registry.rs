@@ -55,7 +55,7 @@ impl Registry {
             reaper: Reaper::new(config.on_background_thread).map_err(threads)?,
             admitted_bytes: Budget::new(config.max_admitted_bytes),
             engine: engine(&config).map_err(threads)?,
-            shadows: Shadows::new(config.on_background_thread).map_err(threads)?,
+            shadows: Shadows::new(config.on_background_thread),
             config,
         });
         sweep_sequences(Arc::downgrade(&registry)).map_err(threads)?;
@@ -134,19 +134,20 @@ impl Registry {
 
     /// Takes an endpoint out of service but keeps its name: requests are
     /// answered "not ready" with `reason`. Makes the endpoint if need be.
-    pub fn withdraw(&self, name: &str, reason: &str) -> Option<Drain> {
+    pub fn withdraw(&self, name: &str, reason: &str) -> Vec<Drain> {
         let endpoint = self.ensure(name);
         endpoint.set_absence(reason);
         endpoint.sequences.clear();
-        self.retire(endpoint.swap(None), |_| true).pop()
+        self.retire(endpoint.swap(None), |_| true)
     }
 
     /// Removes an endpoint: its name becomes unknown.
-    pub fn remove(&self, name: &str) -> Option<Drain> {
-        let removed = self.change(|endpoints| endpoints.remove(name))?;
+    pub fn remove(&self, name: &str) -> Vec<Drain> {
+        let removed = self.change(|endpoints| endpoints.remove(name));
+        let Some(removed) = removed else { return Vec::new() };
         removed.set_absence("it was removed");
         removed.sequences.clear();
-        self.retire(removed.swap(None), |_| true).pop()
+        self.retire(removed.swap(None), |_| true)
     }
 
     /// Old revisions that still have requests under way.

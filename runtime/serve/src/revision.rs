@@ -3,6 +3,7 @@ use crate::cache::ResponseCache;
 use crate::ensemble::Ensemble;
 use crate::options::ServingOptions;
 use crate::service_time::ServiceTime;
+use crate::shadow::CopyQueue;
 use crate::stage::Stage;
 use crate::state::State;
 use crate::upstream::Upstream;
@@ -37,6 +38,8 @@ pub struct Revision {
     pub(crate) stats: VersionStats,
     /// A model with state answers no two requests alike, and has none.
     pub(crate) cache: Option<ResponseCache>,
+    /// Requests to other versions that this one runs as well.
+    pub(crate) copies: Arc<CopyQueue>,
     /// When it was replaced.
     retired: OnceLock<Instant>,
 }
@@ -102,6 +105,7 @@ impl Revision {
             run_signature,
             state,
             cache: cache.map(|options| ResponseCache::new(options.max_bytes)),
+            copies: Arc::default(),
             retired: OnceLock::new(),
             steps: wiring.steps,
             slot_count: wiring.slot_count,

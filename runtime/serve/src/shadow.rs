@@ -1,13 +1,26 @@
+use crate::admission::{Budget, Share};
 use crate::lineup::Variant;
 use crate::revision::Revision;
 use crate::variant_stats::VariantStats;
 use mortise_types::{DType, Error, Result, RunControl, Tensor};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Copies that wait; further ones are dropped and counted.
+/// Copies that wait for one version; further ones are dropped and counted.
 const MAX_WAITING: usize = 64;
+
+/// Bytes of tensors that the copies for all versions may hold. Further ones
+/// are dropped and counted.
+const MAX_WAITING_BYTES: u64 = 256 << 20;
+
+/// Threads that run copies, one for each version. Copies for versions beyond
+/// them are dropped and counted.
+const MAX_WORKERS: u64 = 256;
+
+/// How long a thread waits for another copy before it ends.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// How long one copy may run. Nobody waits for it.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,9 +30,29 @@ const RELATIVE_TOLERANCE: f64 = 1e-5;
 
 type Named = Vec<(String, Tensor)>;
 
-/// Runs copies of requests on a thread of its own and compares the replies, so
-/// that the client's own reply never waits.
-pub(crate) struct Shadows(SyncSender<Copy>);
+/// Runs copies of requests and compares the replies, so that the client's own
+/// reply never waits. Each version that gets copies has a queue and a thread of
+/// its own: one that hangs holds up its own copies alone.
+pub(crate) struct Shadows {
+    on_start: fn(),
+    linger: Duration,
+    workers: Arc<Budget>,
+    bytes: Arc<Budget>,
+}
+
+/// The copies that one version has still to run.
+#[derive(Default)]
+pub(crate) struct CopyQueue {
+    state: Mutex<QueueState>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    waiting: VecDeque<Copy>,
+    /// A thread runs the copies; it ends when none came for a while.
+    has_worker: bool,
+}
 
 /// A copy of one request.
 struct Copy {
@@ -28,46 +61,92 @@ struct Copy {
     inputs: Named,
     /// What the client got.
     reply: Named,
+    _bytes: Share,
 }
 
 impl Shadows {
-    /// # Errors
-    /// When the operating system refuses the thread.
-    pub(crate) fn new(on_start: fn()) -> std::io::Result<Self> {
-        let (copies, inbox) = sync_channel(MAX_WAITING);
-        std::thread::Builder::new().name("mortise-shadow".to_string()).spawn(move || {
-            on_start();
-            run_all(&inbox);
-        })?;
-        Ok(Self(copies))
+    /// `on_start` runs first on each thread.
+    pub(crate) fn new(on_start: fn()) -> Self {
+        let (workers, bytes) = (Budget::new(MAX_WORKERS), Budget::new(MAX_WAITING_BYTES));
+        Self { on_start, linger: LINGER, workers, bytes }
     }
 
-    /// Hands a copy over, or drops it when too many wait.
+    /// Hands a copy over, or drops it when a bound is reached.
     pub(crate) fn mirror(&self, variant: &Variant, inputs: &Named, reply: &Named) {
-        let copy = Copy {
+        let bytes = self.bytes.take(byte_len(inputs) + byte_len(reply));
+        let copy = bytes.map(|bytes| Copy {
             revision: variant.revision.clone(),
             stats: variant.stats.clone(),
             inputs: inputs.clone(),
             reply: reply.clone(),
-        };
-        if self.0.try_send(copy).is_err() {
+            _bytes: bytes,
+        });
+        if !copy.is_some_and(|copy| self.enqueue(&variant.revision.copies, copy)) {
             variant.stats.shadow_dropped();
+        }
+    }
+
+    /// Whether there was room.
+    fn enqueue(&self, copies: &Arc<CopyQueue>, copy: Copy) -> bool {
+        let mut state = copies.state.lock();
+        if state.waiting.len() >= MAX_WAITING {
+            return false;
+        }
+        state.has_worker = state.has_worker || self.start_worker(copies.clone());
+        if state.has_worker {
+            state.waiting.push_back(copy);
+            copies.arrived.notify_one();
+        }
+        state.has_worker
+    }
+
+    /// Whether a thread could be had.
+    fn start_worker(&self, copies: Arc<CopyQueue>) -> bool {
+        let Some(share) = self.workers.take(1) else { return false };
+        let (on_start, linger) = (self.on_start, self.linger);
+        let work = move || {
+            let _share = share;
+            on_start();
+            while let Some(copy) = copies.next(linger) {
+                copy.run();
+            }
+        };
+        let spawned = std::thread::Builder::new().name("mortise-shadow".to_string()).spawn(work);
+        spawned.inspect_err(|error| tracing::warn!(%error, "no thread for copies")).is_ok()
+    }
+}
+
+impl CopyQueue {
+    /// The next copy; `None`, and no thread is at it any more, when none comes.
+    fn next(&self, linger: Duration) -> Option<Copy> {
+        let mut state = self.state.lock();
+        self.arrived.wait_while_for(&mut state, |state| state.waiting.is_empty(), linger);
+        let copy = state.waiting.pop_front();
+        state.has_worker = copy.is_some();
+        copy
+    }
+}
+
+impl Copy {
+    fn run(self) {
+        // A version that was replaced is let go as soon as may be.
+        if self.revision.retired().is_some() {
+            return self.stats.shadow_dropped();
+        }
+        let until = Instant::now() + TIMEOUT;
+        let control = RunControl::new(Some(until), RunControl::DEFAULT_LOOP_ITERATIONS);
+        match self.revision.run_blocking(self.inputs, &control) {
+            Ok(outputs) => match largest_difference(&self.reply, &outputs) {
+                Ok(difference) => self.stats.shadow_compared(difference),
+                Err(_) => self.stats.shadow_compared(Some(f64::INFINITY)),
+            },
+            Err(_) => self.stats.shadow_failed(),
         }
     }
 }
 
-fn run_all(inbox: &Receiver<Copy>) {
-    while let Ok(copy) = inbox.recv() {
-        let until = Instant::now() + TIMEOUT;
-        let control = RunControl::new(Some(until), RunControl::DEFAULT_LOOP_ITERATIONS);
-        match copy.revision.run_blocking(copy.inputs, &control) {
-            Ok(outputs) => match largest_difference(&copy.reply, &outputs) {
-                Ok(difference) => copy.stats.shadow_compared(difference),
-                Err(_) => copy.stats.shadow_compared(Some(f64::INFINITY)),
-            },
-            Err(_) => copy.stats.shadow_failed(),
-        }
-    }
+fn byte_len(tensors: &Named) -> u64 {
+    tensors.iter().map(|(_, tensor)| tensor.byte_len() as u64).sum()
 }
 
 /// The largest difference between outputs of the same name; `None` when they
@@ -118,24 +197,5 @@ fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn named(values: &[f32]) -> Named {
-        vec![("y".to_string(), Tensor::from_vec(&[values.len()], values.to_vec()).unwrap())]
-    }
-
-    #[test]
-    fn differences_are_measured_beyond_rounding() {
-        let cases: [(&[f32], &[f32], Option<f64>); 3] = [
-            (&[1.0, 2.0], &[1.0, 2.0], None),
-            (&[1.0, 2.0], &[1.000_001, 2.0], None),
-            (&[1.0, 2.0], &[1.5, 4.0], Some(2.0)),
-        ];
-        for (ours, theirs, want) in cases {
-            assert_eq!(largest_difference(&named(ours), &named(theirs)).unwrap(), want);
-        }
-        assert!(largest_difference(&named(&[1.0]), &named(&[1.0, 2.0])).is_err());
-        assert!(largest_difference(&named(&[1.0]), &Vec::new()).is_err());
-    }
-}
+#[path = "shadow_tests.rs"]
+mod tests;

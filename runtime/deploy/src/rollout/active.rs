@@ -1,7 +1,6 @@
 use super::hook_line::HookLine;
 use super::info::{RolloutStatus, SampledKeys, StoredRollout};
 use super::lineup::{CANDIDATE_INDEX, STABLE_INDEX};
-use crate::memory::Reservation;
 use mortise_host::{RouterPlugin, StrategyPlugin};
 use mortise_serve::{Lineup, Variant, VariantStatsSnapshot};
 use std::sync::Arc;
@@ -15,8 +14,6 @@ pub(crate) struct Active {
     pub(crate) router: Arc<RouterPlugin>,
     pub(crate) stable: Variant,
     pub(crate) candidate: Variant,
-    /// The candidate's memory.
-    pub(crate) reservation: Option<Reservation>,
     /// Counts that were evaluated already.
     pub(crate) seen: Seen,
     /// When elapsed time was last added up.

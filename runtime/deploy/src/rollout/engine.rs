@@ -38,6 +38,7 @@ pub(crate) fn start_ticker(deployer: &Arc<Deployer>) -> Result<()> {
         lower_priority();
         while let Some(deployer) = weak.upgrade() {
             deployer.tick_due();
+            deployer.save_traffic_due();
             drop(deployer);
             std::thread::sleep(LOOK_EVERY);
         }
@@ -157,32 +158,13 @@ impl Deployer {
                 "at most {MAX_REPORTS} values are reported at once"
             )));
         }
+        if let Some(traffic) = self.traffic_of(name) {
+            traffic.lock().report(reports)?;
+            return Ok(reports.len());
+        }
         let shared = self.active_or_error(name)?;
         let mut active = shared.lock();
-        for report in reports {
-            let variants = [&active.stable, &active.candidate];
-            let is_its = |variant: &&&Variant| variant.revision.version() == report.version;
-            let variant = variants.iter().find(is_its).ok_or_else(|| {
-                Error::not_found(format!("version {} has no part in the rollout", report.version))
-            })?;
-            if !report.value.is_finite() {
-                return Err(Error::invalid(format!("{} must be a finite number", report.metric)));
-            }
-            let value = report.value;
-            let moments = MetricMoments { count: 1, sum: value, sum_of_squares: value * value };
-            if !variant.stats.report(&report.metric, moments) {
-                return Err(Error::overloaded(format!(
-                    "no room for another metric beside \"{}\"",
-                    report.metric
-                )));
-            }
-        }
-        let event = |report: &MetricReport| RoutingEvent {
-            version: report.version,
-            metric: report.metric.clone(),
-            value: report.value,
-        };
-        let events: Vec<RoutingEvent> = reports.iter().map(event).collect();
+        let events = take_reports(&[&active.stable, &active.candidate], reports)?;
         active.row.router_state = Some(active.router.learn(&events)?).filter(|it| !it.is_empty());
         Ok(reports.len())
     }
@@ -301,7 +283,7 @@ impl Deployer {
             candidate: &active.candidate,
             weight: row.weight,
         };
-        let router = self.ctx.router(&split, &row.plan, row.router_state.as_deref())?;
+        let router = split.router(&self.ctx, &row.plan, row.router_state.as_deref())?;
         let lineup = split.lineup(router.clone(), &row.plan)?;
         let from = percent(active.row.weight);
         let detail = format!("{from} % to {} %: {reason}", percent(row.weight));
@@ -348,14 +330,8 @@ impl Deployer {
         let name = row.endpoint.clone();
         let winner = if is_promotion { &active.candidate } else { &active.stable };
         let lineup = Lineup::single(winner.revision.clone());
-        let drain = self.ctx.registry.publish_lineup(&name, lineup).pop();
-        let leaving = match (is_promotion, active.reservation.take()) {
-            (true, Some(reservation)) => self.loaded.lock().insert(name.clone(), reservation),
-            (_, reservation) => reservation,
-        };
-        if let (Some(drain), Some(reservation)) = (drain, leaving) {
-            self.retirement.retire(&name, drain, reservation);
-        }
+        let drains = self.ctx.registry.publish_lineup(&name, lineup);
+        self.let_go(&name, drains);
         let action = if is_promotion { "promote" } else { "rollback" };
         active.row = row;
         tell(active, "after_step", action, before, reason);
@@ -466,6 +442,41 @@ impl Deployer {
     fn active_or_error(&self, name: &str) -> Result<Arc<Mutex<Active>>> {
         self.active(name).ok_or_else(|| no_rollout(name))
     }
+}
+
+/// Counts what clients report with the versions that it is about, and makes of
+/// it what a router learns from.
+///
+/// # Errors
+/// `NotFound` for a version that is none of `variants`, `InvalidInput` for a
+/// value that is no number, `Overloaded` for too many metrics.
+pub(crate) fn take_reports(
+    variants: &[&Variant],
+    reports: &[MetricReport],
+) -> Result<Vec<RoutingEvent>> {
+    for report in reports {
+        let is_its = |variant: &&&Variant| variant.revision.version() == report.version;
+        let variant = variants.iter().find(is_its).ok_or_else(|| {
+            Error::not_found(format!("version {} has no share in the traffic", report.version))
+        })?;
+        if !report.value.is_finite() {
+            return Err(Error::invalid(format!("{} must be a finite number", report.metric)));
+        }
+        let value = report.value;
+        let moments = MetricMoments { count: 1, sum: value, sum_of_squares: value * value };
+        if !variant.stats.report(&report.metric, moments) {
+            return Err(Error::overloaded(format!(
+                "no room for another metric beside \"{}\"",
+                report.metric
+            )));
+        }
+    }
+    let event = |report: &MetricReport| RoutingEvent {
+        version: report.version,
+        metric: report.metric.clone(),
+        value: report.value,
+    };
+    Ok(reports.iter().map(event).collect())
 }
 
 /// Tells the hook, if there is one, what happened.

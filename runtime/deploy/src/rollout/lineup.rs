@@ -10,7 +10,7 @@ use mortise_types::{Error, Result};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Of the versions in a rollout's lineup.
+/// Of the versions in a lineup.
 pub(crate) const STABLE_INDEX: usize = 0;
 pub(crate) const CANDIDATE_INDEX: usize = 1;
 
@@ -29,20 +29,22 @@ impl Context {
         code.strategy(self.policy_request(endpoint, part))
     }
 
-    /// A router that knows this split.
+    /// A router that knows these variants and their weights; the first one is
+    /// stable.
     pub(crate) fn router(
         &self,
-        split: &Split<'_>,
-        plan: &Plan,
+        endpoint: &str,
+        variants: &[Variant],
+        part: &PartInfo,
         state: Option<&[u8]>,
     ) -> Result<Arc<RouterPlugin>> {
-        let code = self.policy_code(&plan.router, World::Router)?;
-        let variant = |version, weight, stable| RouteVariant { version, weight, stable };
-        let variants = vec![
-            variant(split.stable.revision.version(), Variant::WHOLE - split.weight, true),
-            variant(split.candidate.revision.version(), split.weight, false),
-        ];
-        let router = code.router(self.policy_request(split.endpoint, &plan.router), variants)?;
+        let code = self.policy_code(part, World::Router)?;
+        let variants = variants.iter().enumerate().map(|(index, variant)| RouteVariant {
+            version: variant.revision.version(),
+            weight: variant.weight,
+            stable: index == STABLE_INDEX,
+        });
+        let router = code.router(self.policy_request(endpoint, part), variants.collect())?;
         if let Some(state) = state {
             router.install(state.to_vec())?;
         }
@@ -74,13 +76,37 @@ impl Context {
 }
 
 impl Split<'_> {
+    pub(crate) fn router(
+        &self,
+        ctx: &Context,
+        plan: &Plan,
+        state: Option<&[u8]>,
+    ) -> Result<Arc<RouterPlugin>> {
+        ctx.router(self.endpoint, &self.variants(), &plan.router, state)
+    }
+
     pub(crate) fn lineup(&self, router: Arc<RouterPlugin>, plan: &Plan) -> Result<Lineup> {
-        let key = plan.key.as_deref().map(KeySource::parse).transpose()?;
+        lineup(self.variants(), router, plan.key.as_deref())
+    }
+
+    fn variants(&self) -> Vec<Variant> {
         let with_weight = |variant: &Variant, weight| Variant { weight, ..variant.clone() };
-        let variants = vec![
+        vec![
             with_weight(self.stable, Variant::WHOLE - self.weight),
             with_weight(self.candidate, self.weight),
-        ];
-        Lineup::new(variants, STABLE_INDEX, Some(Routing::new(Box::new(router), key)))
+        ]
     }
+}
+
+/// The first variant is the stable one.
+///
+/// # Errors
+/// When `key` cannot be read.
+pub(crate) fn lineup(
+    variants: Vec<Variant>,
+    router: Arc<RouterPlugin>,
+    key: Option<&str>,
+) -> Result<Lineup> {
+    let key = key.map(KeySource::parse).transpose()?;
+    Lineup::new(variants, STABLE_INDEX, Some(Routing::new(Box::new(router), key)))
 }

@@ -22,13 +22,13 @@ impl Deployer {
         stable: Warmed<'_>,
     ) -> Result<()> {
         let Some(row) = self.ctx.store.active_rollout(&endpoint.name)? else {
-            self.publish(stable);
+            self.restore_traffic(stable);
             return Ok(());
         };
         match self.rebuild_rollout(&row, &stable) {
             Ok(active) => {
                 let name = endpoint.name.clone();
-                self.loaded.lock().insert(name.clone(), stable.built.reservation);
+                self.hold_memory(stable);
                 self.publish_split(&active)?;
                 self.rollouts.lock().insert(name, Arc::new(Mutex::new(active)));
                 Ok(())
@@ -36,7 +36,8 @@ impl Deployer {
             Err(error) => {
                 let reason = format!("the rollout could not be restored: {error}");
                 tracing::error!(endpoint = row.endpoint, "{reason}");
-                self.publish(stable);
+                self.serve_alone(&row.endpoint, &stable.built.revision);
+                self.hold_memory(stable);
                 self.store_rollback(row, &reason)
             }
         }
@@ -52,24 +53,25 @@ impl Deployer {
             Variant::new(Variant::STABLE, stable.built.revision.clone(), Variant::WHOLE - weight);
         let variant = Variant::new(Variant::CANDIDATE, candidate.built.revision.clone(), weight);
         let split = Split { endpoint: name, stable: &stable, candidate: &variant, weight };
-        let router = self.ctx.router(&split, &row.plan, row.router_state.as_deref())?;
+        let router = split.router(&self.ctx, &row.plan, row.router_state.as_deref())?;
+        let hook = self.hook_line(&row.plan)?;
         let strategy = self
             .ctx
             .strategy(name, &row.plan.strategy)
             .inspect_err(|error| tracing::error!(endpoint = name, %error, "no strategy"))
             .ok();
         let now = Instant::now();
+        self.hold_memory(candidate);
         Ok(Active {
             row: row.clone(),
             strategy,
             router,
             stable,
             candidate: variant,
-            reservation: Some(candidate.built.reservation),
             seen: Seen::default(),
             counted_at: now,
             next_tick: now + Duration::from_millis(row.plan.check_every_ms),
-            hook: self.hook_line(&row.plan)?,
+            hook,
             alerted: None,
         })
     }

@@ -47,7 +47,7 @@ impl Prepared {
         let stable = Variant::new(Variant::STABLE, live, Variant::WHOLE - weight);
         let candidate = Variant::new(Variant::CANDIDATE, warmed.built.revision.clone(), weight);
         let split = Split { endpoint: name, stable: &stable, candidate: &candidate, weight };
-        let router = ctx.router(&split, &plan, None)?;
+        let router = split.router(ctx, &plan, None)?;
         // Refuses a key that cannot be read.
         split.lineup(router.clone(), &plan)?;
         Ok(Self { plan, begun, strategy, router, stable, candidate })
@@ -96,21 +96,10 @@ impl Deployer {
             blobs: &blobs,
         };
         row.id = self.ctx.store.commit_candidate(&new, &row, &audit)?;
-        let deployed = Deployed {
-            name: subject.endpoint.clone(),
-            version: subject.numbers.version,
-            revision: subject.numbers.revision,
-            replaced_revision: None,
-            plugin: subject.version.model.plugin.clone(),
-            plugin_digest: subject.version.model.plugin_digest.clone(),
-            stages: Vec::new(),
-            tests: warmed.report.clone(),
-            quantize: subject.version.quantize.as_ref().and_then(|info| info.report.clone()),
-            merging: warmed.merging.clone(),
-            memory_bytes: warmed.built.reservation.bytes(),
-            rollout_weight_percent: Some(percent(row.weight)),
-        };
+        let rollout_weight_percent = Some(percent(row.weight));
+        let deployed = Deployed { rollout_weight_percent, ..warmed.deployed() };
         let now = Instant::now();
+        self.hold_memory(warmed);
         let active = Active {
             next_tick: now + Duration::from_millis(row.plan.check_every_ms),
             row,
@@ -118,7 +107,6 @@ impl Deployer {
             router: prepared.router,
             stable: prepared.stable,
             candidate: prepared.candidate,
-            reservation: Some(warmed.built.reservation),
             seen: Seen::default(),
             counted_at: now,
             hook,

@@ -1,5 +1,6 @@
 //! Rows in and out of the database.
 
+use super::traffic::delete_traffic;
 use super::{Store, db_error, now_ms};
 use crate::quantize::QuantizeInfo;
 use crate::serving::ServingInfo;
@@ -158,6 +159,7 @@ impl Store {
     pub(crate) fn delete_endpoint(&self, name: &str, audit: &AuditRecord) -> Result<()> {
         self.transact(|tx| {
             tx.execute("DELETE FROM rollouts WHERE endpoint = ?1", [name])?;
+            delete_traffic(tx, name)?;
             tx.execute("DELETE FROM revisions WHERE endpoint = ?1", [name])?;
             tx.execute("DELETE FROM versions WHERE endpoint = ?1", [name])?;
             tx.execute("DELETE FROM endpoints WHERE name = ?1", [name])?;

@@ -31,15 +31,8 @@ impl Store {
         rollout: &StoredRollout,
         audit: &AuditRecord,
     ) -> Result<i64> {
-        const RESERVE: &str = "
-            UPDATE endpoints SET next_version = max(next_version, ?2 + 1), next_revision = ?3 + 1
-            WHERE name = ?1";
         self.transact(|tx| {
-            insert_blobs(tx, new.blobs)?;
-            insert_version(tx, new)?;
-            insert_revision(tx, new)?;
-            let numbers = params![new.endpoint, new.numbers.version, new.numbers.revision];
-            tx.prepare_cached(RESERVE)?.execute(numbers)?;
+            insert_candidate(tx, new)?;
             insert_audit(tx, audit)?;
             insert_rollout(tx, rollout)
         })
@@ -95,6 +88,22 @@ impl Store {
             .and_then(|mut select| select.query_row([endpoint], stored_rollout).optional())
             .map_err(|error| db_error(&error))
     }
+}
+
+/// A version that does not take the live one's place.
+pub(super) fn insert_candidate(
+    tx: &Transaction<'_>,
+    new: &NewRevision<'_>,
+) -> rusqlite::Result<()> {
+    const RESERVE: &str = "
+        UPDATE endpoints SET next_version = max(next_version, ?2 + 1), next_revision = ?3 + 1
+        WHERE name = ?1";
+    insert_blobs(tx, new.blobs)?;
+    insert_version(tx, new)?;
+    insert_revision(tx, new)?;
+    let numbers = params![new.endpoint, new.numbers.version, new.numbers.revision];
+    tx.prepare_cached(RESERVE)?.execute(numbers)?;
+    Ok(())
 }
 
 fn insert_rollout(tx: &Transaction<'_>, rollout: &StoredRollout) -> rusqlite::Result<i64> {
@@ -185,12 +194,12 @@ fn stored_rollout(row: &Row<'_>) -> rusqlite::Result<StoredRollout> {
     })
 }
 
-fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
+pub(super) fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+pub(super) fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     serde_json::from_str(&text).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))

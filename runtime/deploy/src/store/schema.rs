@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Each entry takes the database from the version that is its index to the
 /// next. An entry is never edited once released: a change is a new one.
-const MIGRATIONS: [&str; 2] = [INITIAL, ROLLOUTS];
+const MIGRATIONS: [&str; 3] = [INITIAL, ROLLOUTS, TRAFFIC];
 
 const INITIAL: &str = "
     CREATE TABLE blobs (
@@ -93,6 +93,26 @@ const ROLLOUTS: &str = "
     CREATE INDEX rollouts_by_endpoint ON rollouts (endpoint, id);
     CREATE UNIQUE INDEX rollouts_active ON rollouts (endpoint)
         WHERE phase IN ('running', 'paused');
+";
+
+/// Versions that share an endpoint's traffic with the live one, outside of
+/// rollouts: `weight` is in parts of 10,000, `plan` and `totals` are JSON, and
+/// `router_state` is the router's own.
+const TRAFFIC: &str = "
+    CREATE TABLE traffic (
+        endpoint     TEXT PRIMARY KEY,
+        plan         TEXT NOT NULL,
+        router_state BLOB,
+        totals       TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE side_versions (
+        endpoint TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        version  INTEGER NOT NULL,
+        weight   INTEGER NOT NULL,
+        PRIMARY KEY (endpoint, revision)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -14,7 +14,8 @@ pub(crate) struct Keep {
 }
 
 /// Versions beyond the newest `?1` of their endpoint that are neither live nor
-/// where a rollback would go nor the candidate of a rollout.
+/// where a rollback would go nor the candidate of a rollout nor beside the live
+/// one.
 const DELETE_VERSIONS: &str = "
     WITH ranked AS (
         SELECT endpoint, number,
@@ -27,6 +28,7 @@ const DELETE_VERSIONS: &str = "
                 SELECT previous FROM revisions WHERE endpoint = e.name AND number = e.live))
         UNION SELECT endpoint, candidate_version FROM rollouts
         WHERE phase IN ('running', 'paused')
+        UNION SELECT endpoint, version FROM side_versions
     )
     DELETE FROM versions WHERE (endpoint, number) IN (
         SELECT endpoint, number FROM ranked WHERE age > ?1

@@ -165,6 +165,7 @@ impl Fixture {
             tests: None,
             quantize: None,
             rollout: None,
+            beside: None,
             who: "a tester".to_string(),
         }
     }

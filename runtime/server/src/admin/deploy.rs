@@ -3,6 +3,7 @@
 
 use super::rollouts::RolloutBody;
 use super::stages::StageEvent;
+use super::traffic::BesideBody;
 use super::{Admin, error_json, json_error, read_json};
 use crate::control::Reply;
 use bytes::Bytes;
@@ -42,6 +43,7 @@ struct DeployBody {
     serving: ServingInfo,
     quantize: Option<QuantizeBody>,
     rollout: Option<RolloutBody>,
+    beside: Option<BesideBody>,
 }
 
 /// A first-party plugin by name, an upload, or another server.
@@ -128,6 +130,7 @@ impl DeployBody {
             serving: self.serving,
             quantize: self.quantize.map(quantize).transpose()?,
             rollout: self.rollout.map(|rollout| rollout.into_request(admin)).transpose()?,
+            beside: self.beside.map(|beside| beside.into_request(admin)).transpose()?,
             who,
         })
     }

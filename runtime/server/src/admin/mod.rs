@@ -23,6 +23,7 @@ mod deploy;
 mod rollouts;
 mod stages;
 mod token;
+mod traffic;
 mod uploads;
 
 pub(crate) use stages::StageFeed;
@@ -97,6 +98,9 @@ impl Handler for Admin {
             }
             (method, ["v1", "endpoints", name, "rollout", rest @ ..]) => {
                 rollouts::rollout(self.clone(), method, (*name, rest), who, body).await
+            }
+            (method, ["v1", "endpoints", name, "traffic", rest @ ..]) => {
+                traffic::traffic(self.clone(), method, (*name, rest), who, body).await
             }
             (&Method::POST, ["v1", "endpoints", name, "metrics"]) => {
                 rollouts::metrics(self.clone(), name, who, body).await

@@ -59,7 +59,7 @@ struct StrategyBody {
 }
 
 /// What to do, with the name of the endpoint and who asks.
-type Task = Box<dyn FnOnce(&Deployer, &str, &str) -> Result<Value> + Send>;
+pub(super) type Task = Box<dyn FnOnce(&Deployer, &str, &str) -> Result<Value> + Send>;
 
 /// Answers what is below `/v1/endpoints/{name}/rollout`.
 pub(super) async fn rollout(
@@ -98,7 +98,7 @@ pub(super) async fn metrics(admin: Arc<Admin>, name: &str, who: String, body: In
     run(admin, task, name, who).await
 }
 
-async fn run(admin: Arc<Admin>, task: Result<Task>, name: &str, who: String) -> Reply {
+pub(super) async fn run(admin: Arc<Admin>, task: Result<Task>, name: &str, who: String) -> Reply {
     let task = match task {
         Ok(task) => task,
         Err(error) => return json_error(&error),

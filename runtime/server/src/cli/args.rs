@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Rollback(NameArgs),
     /// Watch or steer how a new version gets its traffic.
     Rollout(RolloutArgs),
+    /// See and set how several versions of an endpoint share its traffic.
+    Traffic(TrafficArgs),
     /// Try plugins out without a server.
     Plugin(PluginArgs),
     /// Compare the versions of an experiment.
@@ -184,6 +186,7 @@ Examples:
   mortise deploy mine my_model.wasm --asset vocabulary=words.txt
   mortise deploy both steps.toml --plugin ensemble
   mortise deploy digits new.onnx --rollout canary --set interval=60s
+  mortise deploy digits third.onnx --beside 20% --router bandit
   mortise deploy digits digits.onnx --quantize int8 --calibrate rows.csv --max-quantize-error 0.05
   mortise deploy digits --upstream grpc://triton:8001 --set model=digits_v2
 
@@ -221,18 +224,23 @@ pub(crate) struct DeployArgs {
     pub(crate) serving: Option<PathBuf>,
     /// Give the version a share of the traffic, moved by this strategy: canary,
     /// or the file of one (.wasm).
-    #[arg(long, value_name = "STRATEGY")]
+    #[arg(long, value_name = "STRATEGY", group = "shared")]
     pub(crate) rollout: Option<String>,
-    /// What decides about each request during the rollout: weighted (the
-    /// default), or the file of a router (.wasm).
-    #[arg(long, value_name = "ROUTER", requires = "rollout")]
+    /// Keep the version beside the live one, with this share of the traffic,
+    /// until `mortise traffic` promotes or retires it.
+    #[arg(long, value_name = "PERCENT", conflicts_with = "rollout", group = "shared")]
+    pub(crate) beside: Option<String>,
+    /// What decides about each request while versions share the traffic:
+    /// weighted (the default), ab, header, shadow, bandit, or the file of a
+    /// router (.wasm).
+    #[arg(long, value_name = "ROUTER", requires = "shared")]
     pub(crate) router: Option<String>,
     /// A value of the router's configuration, JSON or text; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", requires = "rollout")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "shared")]
     pub(crate) router_set: Vec<String>,
     /// Where requests carry the key that keeps a user on one version:
     /// header:NAME, parameter:NAME or input:NAME.
-    #[arg(long, value_name = "PLACE", requires = "rollout")]
+    #[arg(long, value_name = "PLACE", requires = "shared")]
     pub(crate) key: Option<String>,
     /// A service that is told about each step, by POST.
     #[arg(long, value_name = "URL", requires = "rollout")]
@@ -317,6 +325,65 @@ Examples:
 pub(crate) struct RolloutArgs {
     #[command(subcommand)]
     pub(crate) command: RolloutCommand,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise deploy digits third.onnx --beside 20% --key header:user
+  mortise traffic status digits
+  mortise traffic set digits --share 2=30 --share 3=10
+  mortise traffic set digits --router bandit
+  mortise traffic promote digits 3
+  mortise traffic retire digits 2")]
+pub(crate) struct TrafficArgs {
+    #[command(subcommand)]
+    pub(crate) command: TrafficCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TrafficCommand {
+    /// Show the versions, their shares and what they did.
+    Status(NameArgs),
+    /// Change shares, the router, or where the key of a user is.
+    Set(TrafficSetArgs),
+    /// Make a version the stable one, in its place.
+    Promote(VersionArgs),
+    /// Take a version out of service.
+    Retire(VersionArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct TrafficSetArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// The share of a version beside the stable one, which gets what the others
+    /// leave; may be repeated.
+    #[arg(long, value_name = "VERSION=PERCENT")]
+    pub(crate) share: Vec<String>,
+    /// What decides about each request: weighted, ab, header, shadow, bandit, or
+    /// the file of a router (.wasm).
+    #[arg(long, value_name = "ROUTER")]
+    pub(crate) router: Option<String>,
+    /// A value of the router's configuration, JSON or text; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "router")]
+    pub(crate) router_set: Vec<String>,
+    /// Where requests carry the key that keeps a user on one version:
+    /// header:NAME, parameter:NAME or input:NAME.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct VersionArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Number of a version beside the stable one.
+    pub(crate) version: u64,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 #[derive(Args)]

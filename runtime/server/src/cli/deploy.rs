@@ -61,6 +61,16 @@ fn print_deployed(deployed: &Value, started: Instant) {
             Some(format!("{} {ms:.1} ms", stage["stage"].as_str()?))
         })
         .collect();
+    if let Some(percent) = deployed["beside_weight_percent"].as_f64() {
+        let name = deployed["name"].as_str().unwrap_or_default();
+        println!(
+            "{name} version {} gets {percent} % of the traffic beside the stable one after {:.2} s; \
+             `mortise traffic status {name}` shows how they fare",
+            deployed["version"],
+            started.elapsed().as_secs_f64()
+        );
+        return print_quantized(&deployed["quantize"]);
+    }
     if let Some(percent) = deployed["rollout_weight_percent"].as_f64() {
         let name = deployed["name"].as_str().unwrap_or_default();
         println!(
@@ -133,6 +143,7 @@ struct Plan {
     serving: ServingInfo,
     quantize: Option<Quantize>,
     rollout: Option<Rollout>,
+    beside: Option<Beside>,
 }
 
 /// How weights are put into fewer bits.
@@ -150,6 +161,14 @@ struct Rollout {
     router_config: Map<String, Value>,
     key: Option<String>,
     hook: Option<Value>,
+}
+
+/// The share that the new version gets beside the live one.
+struct Beside {
+    percent: f64,
+    router: Option<Component>,
+    router_config: Map<String, Value>,
+    key: Option<String>,
 }
 
 /// A plugin that the server has, or the file of one.
@@ -198,6 +217,7 @@ impl Plan {
             config: config(&model)?,
             quantize: quantize(args),
             rollout: rollout(args, &strategy)?,
+            beside: beside(args)?,
             transforms,
             tests: args.tests.as_deref().map(tests).transpose()?,
             serving: args.serving.as_deref().map(serving).transpose()?.unwrap_or_default(),
@@ -232,6 +252,7 @@ impl Plan {
             "serving": self.serving,
             "quantize": quantize.transpose()?,
             "rollout": self.rollout.as_ref().map(|rollout| rollout.upload(client)).transpose()?,
+            "beside": self.beside.as_ref().map(|beside| beside.upload(client)).transpose()?,
         }))
     }
 }
@@ -246,6 +267,18 @@ impl Rollout {
             "router_config": self.router_config,
             "key": self.key,
             "hook": self.hook,
+        }))
+    }
+}
+
+impl Beside {
+    fn upload(&self, client: &AdminClient) -> Result<Value> {
+        let router = self.router.as_ref().map(|router| router.upload(client)).transpose()?;
+        Ok(json!({
+            "percent": self.percent,
+            "router": router,
+            "router_config": self.router_config,
+            "key": self.key,
         }))
     }
 }
@@ -274,6 +307,16 @@ fn rollout(args: &DeployArgs, settings: &[String]) -> Result<Option<Rollout>> {
         router_config: config(&args.router_set)?,
         key: args.key.clone(),
         hook,
+    }))
+}
+
+fn beside(args: &DeployArgs) -> Result<Option<Beside>> {
+    let Some(share) = &args.beside else { return Ok(None) };
+    Ok(Some(Beside {
+        percent: super::rollout::percent(share)?,
+        router: args.router.as_deref().map(Component::parse),
+        router_config: config(&args.router_set)?,
+        key: args.key.clone(),
     }))
 }
 
@@ -428,7 +471,7 @@ fn collect_files(value: &toml::Value, names: &mut Vec<String>) {
     names.extend(files.map(str::to_string));
 }
 
-fn split_pair<'a>(pair: &'a str, flag: &str) -> Result<(&'a str, &'a str)> {
+pub(super) fn split_pair<'a>(pair: &'a str, flag: &str) -> Result<(&'a str, &'a str)> {
     pair.split_once('=').ok_or_else(|| {
         let hint = format!("write {flag} NAME=VALUE");
         CliError::new(format!("{flag} \"{pair}\" has no \"=\""), hint).into()

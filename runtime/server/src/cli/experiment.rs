@@ -17,15 +17,53 @@ const MISMATCH: f64 = 0.001;
 pub(super) fn run(args: &ExperimentArgs) -> Result<()> {
     let ExperimentCommand::Report(args) = &args.command;
     let client = AdminClient::connect(&args.admin)?;
-    let rollout = client.get(&format!("/v1/endpoints/{}/rollout", segment(&args.name)))?;
-    let report = report(&rollout)?;
-    match args.admin.json {
-        true => print_json(&report),
-        false => {
-            print!("{}", text(&report));
+    let endpoint = client.get(&format!("/v1/endpoints/{}", segment(&args.name)))?;
+    let path = |what: &str| format!("/v1/endpoints/{}/{what}", segment(&args.name));
+    // Two versions of a rollout, or several outside of one.
+    let is_shared = endpoint["versions"].as_array().is_some_and(|it| it.len() > 1);
+    let reports = match is_shared && endpoint["rollout"].is_null() {
+        true => treatments(&client.get(&path("traffic"))?).iter().map(report).collect(),
+        false => report(&client.get(&path("rollout"))?).map(|report| vec![report]),
+    };
+    let reports: Vec<Value> = reports?;
+    match (args.admin.json, reports.as_slice()) {
+        (true, [only]) => print_json(only),
+        (true, _) => print_json(&reports.into()),
+        (false, _) => {
+            print!("{}", reports.iter().map(text).collect::<String>());
             Ok(())
         }
     }
+}
+
+/// Each version beside the stable one, with it, in the form of a rollout.
+fn treatments(traffic: &Value) -> Vec<Value> {
+    let versions = traffic["versions"].as_array().map_or(&[][..], Vec::as_slice);
+    let Some((stable, sides)) = versions.split_first() else { return Vec::new() };
+    let others = |side: &Value| -> Vec<Value> {
+        let others = sides.iter().filter(|other| other["version"] != side["version"]);
+        others
+            .map(|other| {
+                json!({"version": other["version"], "weight_percent": other["weight_percent"]})
+            })
+            .collect()
+    };
+    let treatment = |side: &Value| {
+        json!({
+            "endpoint": traffic["endpoint"],
+            "router": traffic["router"],
+            "weight_percent": side["weight_percent"],
+            "stable_version": stable["version"],
+            "candidate_version": side["version"],
+            "stable": stable["totals"],
+            "candidate": side["totals"],
+            "sampled_keys": {
+                "stable": stable["sampled_users"], "candidate": side["sampled_users"],
+            },
+            "others": others(side),
+        })
+    };
+    sides.iter().map(treatment).collect()
 }
 
 /// One side of an experiment.
@@ -55,7 +93,7 @@ fn report(rollout: &Value) -> Result<Value> {
     if total == 0.0 {
         bail!("no request has been answered in this experiment yet");
     }
-    let expected = expected_share(rollout, &candidate);
+    let expected = expected_share(rollout, candidate.version);
     let mut metrics = vec![compare(
         "errors",
         &Sample::of_rate(stable.errors, stable.requests),
@@ -93,18 +131,32 @@ fn report(rollout: &Value) -> Result<Value> {
     Ok(report)
 }
 
-/// The share that the treatment should have, where the router's configuration
-/// says so.
-fn expected_share(rollout: &Value, candidate: &Side) -> Option<f64> {
+/// The share that the treatment should have of the users of treatment and
+/// control, where the router's configuration says so.
+fn expected_share(rollout: &Value, version: u64) -> Option<f64> {
+    let others = rollout["others"].as_array().map_or(&[][..], Vec::as_slice);
+    let versions = others.len() + 2;
+    let own = share_of(rollout, versions, version, &rollout["weight_percent"])?;
+    let mut rest = 0.0;
+    for other in others {
+        let version = other["version"].as_u64()?;
+        rest += share_of(rollout, versions, version, &other["weight_percent"])?;
+    }
+    // What the others leave is the control's and the treatment's.
+    Some(own / (1.0 - rest)).filter(|share| share.is_finite())
+}
+
+/// The share of all users that a version beside the stable one should have.
+fn share_of(rollout: &Value, versions: usize, version: u64, percent: &Value) -> Option<f64> {
     let router = &rollout["router"];
     match router["plugin"].as_str()? {
-        "weighted" => Some(rollout["weight_percent"].as_f64()? / 100.0),
+        "weighted" => Some(percent.as_f64()? / 100.0),
         "ab" => {
             let config = &router["config"];
             let groups = config["groups"].as_object();
-            let is_its = |group: &&Value| group["version"].as_u64() == Some(candidate.version);
+            let is_its = |group: &&Value| group["version"].as_u64() == Some(version);
             let share = match groups {
-                None => 0.5,
+                None => 1.0 / versions as f64,
                 Some(groups) => {
                     groups.values().filter(is_its).filter_map(|it| it["share"].as_f64()).sum()
                 }
@@ -257,6 +309,32 @@ mod tests {
         assert!((high - low - 2.0 * 1.96 * 2.21f64.sqrt() / 1_000.0).abs() < 1e-9, "{low} {high}");
         assert_eq!(report["sample_ratio_mismatch"], false);
         assert!(text(&report).contains("lift +10.00 %"), "{}", text(&report));
+    }
+
+    #[test]
+    fn several_versions_are_each_compared_with_the_stable_one() {
+        let version = |version: u64, share: f64, users: u64| {
+            json!({"version": version, "weight_percent": share, "sampled_users": users,
+                "totals": {"requests": 1_000 * version, "errors": 10, "metrics": {}}})
+        };
+        let traffic = |router: Value| {
+            json!({"endpoint": "m", "router": router, "versions": [
+                version(1, 50.0, 500), version(2, 20.0, 200), version(3, 30.0, 300)]})
+        };
+        let treatments = treatments(&traffic(json!({"plugin": "weighted"})));
+        let reports: Vec<Value> = treatments.iter().map(|it| report(it).unwrap()).collect();
+        assert_eq!(reports.len(), 2);
+        for (report, version, share) in [(&reports[0], 2, 2.0 / 7.0), (&reports[1], 3, 3.0 / 8.0)] {
+            assert_eq!(report["treatment"]["version"], version);
+            assert_eq!(report["control"]["version"], 1);
+            assert!((report["expected_share"].as_f64().unwrap() - share).abs() < 1e-12, "{report}");
+            assert_eq!(report["sample_ratio_mismatch"], false, "{report}");
+        }
+        // Even groups: of any two, each has half.
+        let ab = json!({"plugin": "ab", "config": {"experiment": "e"}});
+        let halves = super::treatments(&traffic(ab));
+        let share = report(&halves[1]).unwrap()["expected_share"].as_f64().unwrap();
+        assert!((share - 0.5).abs() < 1e-12, "{share}");
     }
 
     #[test]

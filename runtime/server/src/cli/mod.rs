@@ -13,6 +13,7 @@ mod local;
 mod predict;
 mod replay;
 mod rollout;
+mod shares;
 mod show;
 mod traffic;
 
@@ -37,6 +38,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         },
         Command::Unload(args) => change(&args, Change::Unload),
         Command::Rollout(args) => rollout::run(&args),
+        Command::Traffic(args) => shares::run(&args),
         Command::Experiment(args) => experiment::run(&args),
         Command::Plugin(args) => match args.command {
             PluginCommand::Replay(args) => replay::run(&args),

@@ -54,7 +54,7 @@ pub(super) fn run(args: &RolloutArgs) -> Result<()> {
 }
 
 /// `25`, `25%` or `25 %`
-fn percent(text: &str) -> Result<f64> {
+pub(super) fn percent(text: &str) -> Result<f64> {
     let number = text.trim().trim_end_matches('%').trim().parse();
     number.map_err(|_| {
         CliError::new(format!("\"{text}\" is no share"), "write a percentage such as 25%").into()
@@ -168,7 +168,7 @@ fn view(rollout: &Value) -> String {
     out
 }
 
-fn variant_line(name: &str, totals: &Value) -> String {
+pub(super) fn variant_line(name: &str, totals: &Value) -> String {
     let (requests, errors) = (number(&totals["requests"]), number(&totals["errors"]));
     let latency: Vec<u64> =
         totals["latency"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
@@ -204,7 +204,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(0.0)
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 

@@ -54,6 +54,7 @@ fn print_endpoint(endpoint: &Value) {
         ("revision", text(&revision["number"])),
         ("rollback to", text(&endpoint["rollback_revision"])),
         ("rollout", text(&endpoint["rollout"])),
+        ("versions", several(&endpoint["versions"])),
         ("plugins", plugins(version)),
         ("quantized", quantized(&version["quantize"])),
         ("memory", bytes(endpoint["memory_bytes"].as_u64().unwrap_or(0))),
@@ -73,7 +74,22 @@ fn note(endpoint: &Value) -> String {
         return rollout.to_string();
     }
     let reason = endpoint["reason"].as_str().or(endpoint["last_failure"].as_str());
-    reason.unwrap_or_default().to_string()
+    reason.map_or_else(|| several(&endpoint["versions"]), str::to_string)
+}
+
+/// Nothing for a version that is alone, which needs no share.
+fn several(versions: &Value) -> String {
+    let is_alone = versions.as_array().is_none_or(|versions| versions.len() < 2);
+    if is_alone { String::new() } else { live_versions(versions) }
+}
+
+/// `version 1 (stable) gets 80 %, version 2 gets 20 %`
+pub(super) fn live_versions(versions: &Value) -> String {
+    let version = |version: &Value| {
+        let stable = if version["variant"] == "stable" { " (stable)" } else { "" };
+        format!("version {}{stable} gets {} %", version["version"], version["weight_percent"])
+    };
+    versions.as_array().into_iter().flatten().map(version).collect::<Vec<_>>().join(", ")
 }
 
 /// `tabular > onnx`

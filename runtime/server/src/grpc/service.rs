@@ -72,9 +72,13 @@ impl GrpcInferenceService for Service {
         let asked = request.into_inner();
         let live = self.plane.live(&asked.name, given(&asked.version)).map_err(status)?;
         let signature = live.signature();
+        let versions = match given(&asked.version) {
+            Some(_) => vec![live.version()],
+            None => self.plane.versions(&asked.name),
+        };
         Ok(Response::new(pb::ModelMetadataResponse {
             name: asked.name,
-            versions: vec![live.version().to_string()],
+            versions: versions.iter().map(u64::to_string).collect(),
             platform: platform(&live).to_owned(),
             inputs: signature.inputs.iter().map(tensor_metadata).collect(),
             outputs: signature.outputs.iter().map(tensor_metadata).collect(),

@@ -52,18 +52,26 @@ fn try_describe(
     let revision = plane.live(name, version)?;
     Ok(reply::json(match what {
         ModelRoute::Config => config(name, &revision),
-        _ => metadata(name, &revision),
+        _ => metadata(name, &revision, &named_versions(plane, name, version, &revision)),
     }))
 }
 
-fn metadata(name: &str, revision: &Revision) -> Bytes {
-    ModelMetadata {
-        name,
-        versions: &[revision.version()],
-        platform: platform(revision),
-        signature: revision.signature(),
+/// All versions that answer; of a request that names one, that one.
+fn named_versions(
+    plane: &DataPlane,
+    name: &str,
+    version: Option<&str>,
+    revision: &Revision,
+) -> Vec<u64> {
+    match version {
+        Some(_) => vec![revision.version()],
+        None => plane.versions(name),
     }
-    .body()
+}
+
+fn metadata(name: &str, revision: &Revision, versions: &[u64]) -> Bytes {
+    ModelMetadata { name, versions, platform: platform(revision), signature: revision.signature() }
+        .body()
 }
 
 fn config(name: &str, revision: &Revision) -> Bytes {

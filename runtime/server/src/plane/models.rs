@@ -1,5 +1,5 @@
 use super::Plane;
-use mortise_serve::{Endpoint, Readiness, Revision, Stage, VersionStatsSnapshot};
+use mortise_serve::{Endpoint, Lineup, Readiness, Revision, Stage, VersionStatsSnapshot};
 use mortise_types::{Error, Result};
 use mortise_wire::IndexEntry;
 use std::sync::Arc;
@@ -41,16 +41,23 @@ impl Plane {
             .ok_or_else(|| Error::not_found(format!("unknown model \"{name}\"")))
     }
 
-    /// The revision that describes a model.
+    /// The versions that answer for a model, the stable one first.
+    pub(crate) fn versions(&self, name: &str) -> Vec<u64> {
+        let lineup = self.registry.endpoint(name).and_then(|endpoint| endpoint.lineup());
+        let variants = lineup.iter().flat_map(|lineup| lineup.variants());
+        variants.map(|variant| variant.revision.version()).collect()
+    }
+
+    /// The revision that describes a model: of the version that is named, or the
+    /// stable one.
     ///
     /// # Errors
     /// `NotFound` for an unknown name or version, `NotReady` without a live
     /// revision.
     pub(crate) fn live(&self, name: &str, version: Option<&str>) -> Result<Arc<Revision>> {
         let endpoint = self.endpoint(name)?;
-        let live = endpoint.live().ok_or_else(|| Error::not_ready(why_not_ready(&endpoint)))?;
-        check_version(name, version, &live)?;
-        Ok(live)
+        let lineup = endpoint.lineup().ok_or_else(|| Error::not_ready(why_not_ready(&endpoint)))?;
+        find_version(name, version, &lineup)
     }
 
     /// `None` when the model is ready, or why not.
@@ -59,10 +66,11 @@ impl Plane {
     /// `NotFound` for an unknown name or version.
     pub(crate) fn not_ready(&self, name: &str, version: Option<&str>) -> Result<Option<String>> {
         let endpoint = self.endpoint(name)?;
-        if let Some(live) = endpoint.live() {
-            check_version(name, version, &live)?;
-        }
-        Ok(match endpoint.readiness() {
+        let readiness = match endpoint.lineup() {
+            Some(lineup) => endpoint.readiness_of(&*find_version(name, version, &lineup)?),
+            None => endpoint.readiness(),
+        };
+        Ok(match readiness {
             Readiness::Ready => None,
             Readiness::NotReady(why) => Some(why),
         })
@@ -145,14 +153,15 @@ impl ModelStatistics {
     }
 }
 
-fn check_version(name: &str, version: Option<&str>, live: &Revision) -> Result<()> {
-    match version {
-        Some(wanted) if wanted.parse() != Ok(live.version()) => Err(Error::not_found(format!(
-            "model \"{name}\" has no version \"{wanted}\"; version {} is live",
-            live.version()
-        ))),
-        _ => Ok(()),
-    }
+fn find_version(name: &str, version: Option<&str>, lineup: &Lineup) -> Result<Arc<Revision>> {
+    let Some(wanted) = version else { return Ok(lineup.stable().revision.clone()) };
+    let found = wanted.parse().ok().and_then(|number| lineup.of_version(number));
+    found.map(|variant| variant.revision.clone()).ok_or_else(|| {
+        Error::not_found(format!(
+            "model \"{name}\" has no version \"{wanted}\"; {}",
+            lineup.versions()
+        ))
+    })
 }
 
 fn why_not_ready(endpoint: &Endpoint) -> String {
