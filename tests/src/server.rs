@@ -70,7 +70,7 @@ impl Server {
         let config = temporary.path().join("mortise.toml");
         std::fs::write(&config, complete(&options.config))?;
         let start = Instant::now();
-        let mut child = command(&config, &store, &options)
+        let mut child = command(&config, &store, options)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
