@@ -35,7 +35,7 @@ fn rows_become_panels() {
         let params = Params::new().sizes(&[rows, k, count]).sizes(&strides);
         let shape = [count, rows, PANEL / 2];
         let kernel = Kernel::new(File::PackHalf, 2, &[]);
-        let got = run_kernel(kernel, &[input.clone()], (DType::I32, &shape), params, 2);
+        let got = run_kernel(kernel, std::slice::from_ref(&input), (DType::I32, &shape), params, 2);
         let values = input.as_slice::<f32>().unwrap();
         let want = panels(rows, k, |row, term| values[row * strides[0] + term * strides[1]]);
         assert_eq!(halves(&got), want, "{rows} rows of {k}, turned {turned}");
