@@ -38,6 +38,7 @@ files! {
     GemvQuads => "gemv_quads.wgsl",
     GemvWords => "gemv_words.wgsl",
     Lanes => "lanes.wgsl",
+    Leaves => "leaves.wgsl",
     Matmul => "matmul.wgsl",
     MatmulInt8 => "matmul_int8.wgsl",
     MatmulQuads => "matmul_quads.wgsl",
@@ -54,6 +55,8 @@ files! {
     Softmax => "softmax.wgsl",
     Stream => "stream.wgsl",
     Tiles => "tiles.wgsl",
+    TreeScores => "tree_scores.wgsl",
+    Trees => "trees.wgsl",
 }
 
 /// A line of a shader that stands for the text of another file.
@@ -112,8 +115,15 @@ impl Kernel {
 }
 
 /// Files that others include, and that are no shader by themselves.
-const FRAGMENTS: [File; 6] =
-    [File::Common, File::Lanes, File::Parts, File::Product, File::Scalars, File::Tiles];
+const FRAGMENTS: [File; 7] = [
+    File::Common,
+    File::Lanes,
+    File::Leaves,
+    File::Parts,
+    File::Product,
+    File::Scalars,
+    File::Tiles,
+];
 
 /// The text with includes in place, those of fragments too.
 fn push(source: &mut String, text: &str) {

@@ -13,6 +13,7 @@ mod quant;
 mod replay;
 mod rows;
 mod soak;
+mod trees;
 mod windows;
 
 use crate::{GpuDevice, adapters};

@@ -8,6 +8,7 @@ pub(crate) mod matmul;
 pub(crate) mod pointwise;
 pub(crate) mod quant;
 pub(crate) mod rows;
+pub(crate) mod trees;
 pub(crate) mod window;
 
 use crate::lower::Builder;
@@ -19,6 +20,9 @@ type Lower = fn(&mut Builder<'_>, &NodeDef) -> Result<bool>;
 /// Operators with a kernel; [`pointwise`] has those that work element by
 /// element.
 fn kernel(node: &NodeDef) -> Option<Lower> {
+    if &*node.domain == "ai.onnx.ml" {
+        return trees::knows(&node.op).then_some(trees::ensemble);
+    }
     if !matches!(&*node.domain, "" | "ai.onnx" | "com.microsoft" | FUSED_DOMAIN) {
         return None;
     }
