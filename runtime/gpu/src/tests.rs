@@ -3,6 +3,7 @@
 
 mod attention;
 mod check;
+mod conv_int8;
 mod elements;
 mod faults;
 mod panels;

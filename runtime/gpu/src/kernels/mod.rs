@@ -3,6 +3,7 @@
 //! device runs the node; the CPU device runs the rest.
 
 pub(crate) mod attention;
+pub(crate) mod conv_int8;
 pub(crate) mod layout;
 pub(crate) mod matmul;
 pub(crate) mod pointwise;
@@ -37,6 +38,8 @@ fn kernel(node: &NodeDef) -> Option<Lower> {
         "MatMulNBits" => quant::matmul_nbits,
         "MatMulInteger" => quant::matmul_integer,
         "QLinearMatMul" => quant::qlinear_matmul,
+        "ConvInteger" => conv_int8::conv_integer,
+        "QLinearConv" => conv_int8::qlinear_conv,
         "QuantizeLinear" => quant::quantize,
         "DequantizeLinear" => quant::dequantize,
         "DynamicQuantizeLinear" => quant::dynamic_quantize,

@@ -23,8 +23,9 @@ pub(crate) fn broadcast(a: &[i64], b: &[i64]) -> Option<Dims> {
         .collect()
 }
 
-pub(crate) fn matmul(view: &NodeView<'_>) -> Option<Dims> {
-    let (mut a, mut b) = (view.shape(0)?, view.shape(1)?);
+/// Of input 0 and input `right`.
+pub(crate) fn matmul(view: &NodeView<'_>, right: usize) -> Option<Dims> {
+    let (mut a, mut b) = (view.shape(0)?, view.shape(right)?);
     let flag = |name: &str| view.int(name).unwrap_or(0) != 0;
     let (vector_a, vector_b) = (a.len() == 1, b.len() == 1);
     if vector_a {
@@ -288,8 +289,9 @@ pub(crate) fn channels_and_unknown(view: &NodeView<'_>) -> Option<Dims> {
     Some(output)
 }
 
-pub(crate) fn conv(view: &NodeView<'_>) -> Option<Dims> {
-    let weights = view.shape(1)?;
+/// Of input 0 and the filters in input `filters`.
+pub(crate) fn conv(view: &NodeView<'_>, filters: usize) -> Option<Dims> {
+    let weights = view.shape(filters)?;
     let kernel = weights.get(2..)?;
     let mut output = windowed(view, kernel)?;
     *output.get_mut(1)? = *weights.first()?;
