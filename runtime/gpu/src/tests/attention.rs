@@ -305,3 +305,39 @@ fn masks_of_keys_agree() {
         }
     }
 }
+
+/// What a node makes on the device may be read by one that the CPU runs.
+#[test]
+fn answers_of_attention_cross_to_the_cpu() {
+    let mut random = Random::new();
+    for has_rows in [false, true] {
+        let call = Onnx { past: 3, has_rows, has_present: true, ..ONNX };
+        let (mut graph, inputs) = call.run(&mut random);
+        for output in graph.def.body.outputs.clone() {
+            let hard = graph.node("Hardmax", &[output], &[("axis", Attribute::Int(-1))]);
+            graph.output(hard);
+        }
+        assert_eq!(graph.left_to_cpu(&inputs), ["Hardmax"; 3]);
+        graph.agrees_as("crossing", &inputs, F32);
+    }
+}
+
+/// What is no number spreads as far as on the CPU, and not beyond the keys that
+/// count.
+#[test]
+fn attention_keeps_what_is_no_number() {
+    let mut random = Random::new();
+    for is_ragged in [false, true] {
+        let call = Onnx { is_ragged, batch: 2, ..ONNX };
+        let (graph, mut inputs) = call.run(&mut random);
+        for (at, value) in [(0, f32::NAN), (1, f32::NAN), (2, f32::NAN), (2, f32::INFINITY)] {
+            let tensor = &mut inputs[at];
+            let mut values = tensor.as_slice::<f32>().unwrap().to_vec();
+            // In the first batch, and of keys and values the first of a head.
+            let slot = random.usize(call.size);
+            values[slot] = value;
+            *tensor = Tensor::from_vec(tensor.shape(), values).unwrap();
+            graph.agrees_on_device(&format!("{value} in {at}"), &inputs, F32);
+        }
+    }
+}

@@ -239,3 +239,33 @@ fn integer_convolutions_within_a_graph_agree() {
     // A value on the edge may be rounded the other way: one step of 255.
     graph.agrees_on_device("signals", &[random.floats(&[3, 5, 33])], 2e-2);
 }
+
+/// What a node makes on the device may be read by one that the CPU runs.
+#[test]
+fn quantised_answers_cross_to_the_cpu() {
+    let mut random = Random::new();
+    let case = &CASES[1];
+    let mut graph = Graph::default();
+    let x = graph.input(DType::U8, &dims(case.image));
+    let w = graph.constant(bytes(&mut random, case.filters, true));
+    let scale = graph.constant(Tensor::scalar(0.02f32));
+    let y_scale = graph.constant(Tensor::scalar(16f32));
+    let zero = graph.constant(Tensor::scalar(0i8));
+    let point = graph.constant(Tensor::scalar(9u8));
+    let sums = graph.node("ConvInteger", &[x, w], &case.attributes());
+    let inputs = [x, scale, point, w, scale, zero, y_scale, point];
+    let steps = graph.node("QLinearConv", &inputs, &case.attributes());
+    for value in [sums, steps] {
+        // Reversing sequences has no kernel.
+        let lengths = graph.ints(&[9, 9]);
+        let turned = graph.node(
+            "ReverseSequence",
+            &[value, lengths],
+            &[("batch_axis", Attribute::Int(0)), ("time_axis", Attribute::Int(1))],
+        );
+        graph.output(turned);
+    }
+    let image = [bytes(&mut random, case.image, false)];
+    assert_eq!(graph.left_to_cpu(&image), ["ReverseSequence"; 2]);
+    graph.agrees_as("crossing", &image, 0.0);
+}

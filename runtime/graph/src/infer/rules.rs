@@ -142,6 +142,12 @@ fn standard(view: &NodeView<'_>) -> Option<Vec<Fact>> {
             vec![Fact::new(Some(DType::I64), view.shape(0).map(|s| vec![s.len() as i64, -1]))]
         }
         "Range" => vec![Fact::new(dtype, Some(vec![-1]))],
+        "MultiHeadAttention" => vec![Fact::new(dtype, shapes::attention(view))],
+        "Attention" if &*view.node.domain != "com.microsoft" => vec![
+            Fact::new(dtype, shapes::attention(view)),
+            Fact::new(view.dtype(1), shapes::present(view, 1)),
+            Fact::new(view.dtype(2), shapes::present(view, 2)),
+        ],
         "Conv" | "FusedConv" => vec![Fact::new(dtype, shapes::conv(view, 1))],
         "ConvTranspose" => vec![Fact::new(dtype, shapes::channels_and_unknown(view))],
         "MaxPool" => {

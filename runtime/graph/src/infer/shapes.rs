@@ -298,6 +298,35 @@ pub(crate) fn conv(view: &NodeView<'_>, filters: usize) -> Option<Dims> {
     Some(output)
 }
 
+/// The answer of attention: as the queries, with the values' size.
+pub(crate) fn attention(view: &NodeView<'_>) -> Option<Dims> {
+    let (mut shape, values) = (view.shape(0)?, view.shape(2)?);
+    let width = *values.last().filter(|_| values.len() == shape.len())?;
+    *shape.last_mut()? = match (shape.len(), view.int("kv_num_heads")) {
+        (3, Some(heads)) if heads > 0 && width >= 0 => {
+            (width / heads).checked_mul(view.int("q_num_heads")?)?
+        }
+        _ => width,
+    };
+    Some(shape)
+}
+
+/// Keys or values, input `at`, behind those of the past.
+pub(crate) fn present(view: &NodeView<'_>, at: usize) -> Option<Dims> {
+    let mut shape = match (view.shape(at)?.as_slice(), view.int("kv_num_heads")) {
+        (&[batch, length, width], Some(heads)) if heads > 0 => {
+            vec![batch, heads, length, if width < 0 { -1 } else { width / heads }]
+        }
+        (shape @ [_, _, _, _], _) => shape.to_vec(),
+        _ => return None,
+    };
+    if view.input(at + 3).is_some() {
+        let past = view.shape(at + 3).and_then(|past| past.get(2).copied()).unwrap_or(-1);
+        shape[2] = if past < 0 || shape[2] < 0 { -1 } else { shape[2].checked_add(past)? };
+    }
+    Some(shape)
+}
+
 pub(crate) fn pool(view: &NodeView<'_>) -> Option<Dims> {
     windowed(view, view.ints("kernel_shape")?)
 }
