@@ -1,14 +1,17 @@
 // Attention with the softmax taken as keys go by, so that no matrix of scores
 // is ever stored: out = softmax(scale * q . k + mask) . v, by batch and head.
 //
-// Bindings: 0 q, 1 k, 2 v, 3 mask (added to scores), 4 out (all f32),
-//   5 lengths (i32: keys that count, by batch). Mask and lengths are bound to
-//   anything when unused.
+// Bindings: 0 q, 1 k, 2 v (all f32), 3 mask (words), 4 out (f32), 5 lengths (i32:
+//   keys that count, by batch). Mask and lengths are bound to anything when
+//   unused.
 // Shapes: by strides in elements: q and out [batch, heads, queries, size],
 //   k and v [batch, heads, keys, size]; mask [batch, heads, queries, keys],
 //   strides of 0 where it repeats. A workgroup answers 16 queries of one head.
-// Limits: size at most 128. Lengths are clamped to the keys there are; a query
-//   without any key is answered with zeros.
+// Limits: size at most 128. Lengths are clamped to the keys there are, and so is
+//   `limit`, the keys that count in any batch; a query without any key is answered
+//   with zeros. MASK: 0 none, 1 floats added to scores, 2 booleans that allow, 3
+//   integers with `filter` added where they are 0, 4 integers with `filter` added
+//   to the scores of keys from there on.
 // include: common.wgsl
 
 struct Params {
@@ -18,17 +21,19 @@ struct Params {
     v_b: u32, v_h: u32, v_s: u32,
     m_b: u32, m_h: u32, m_q: u32, m_k: u32,
     o_b: u32, o_h: u32, o_s: u32,
+    limit: u32, softcap: f32, filter_value: f32,
 }
 
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> query: array<f32>;
 @group(0) @binding(1) var<storage, read_write> key: array<f32>;
 @group(0) @binding(2) var<storage, read_write> value: array<f32>;
-@group(0) @binding(3) var<storage, read_write> mask: array<f32>;
+@group(0) @binding(3) var<storage, read_write> mask: array<u32>;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 @group(0) @binding(5) var<storage, read_write> lengths: array<i32>;
 
-const HAS_MASK: u32 = 0u;
+const MASK: u32 = 0u;
+const HAS_SOFTCAP: u32 = 0u;
 const HAS_LENGTHS: u32 = 0u;
 const CAUSAL: u32 = 0u;
 
@@ -52,10 +57,17 @@ fn score(batch: u32, head: u32, slot: u32, row: u32, at: u32, column: u32) -> f3
         dot = fma(tile_q[slot * MAX_SIZE + d], tile_k[at * MAX_SIZE + d], dot);
     }
     dot *= p.scale;
-    if HAS_MASK == 1u {
-        dot += mask[batch * p.m_b + head * p.m_h + row * p.m_q + column * p.m_k];
-    }
-    return dot;
+    if HAS_SOFTCAP == 1u { dot = p.softcap * tanh_of(dot / p.softcap); }
+    if MASK == 0u { return dot; }
+    return masked(dot, mask[batch * p.m_b + head * p.m_h + row * p.m_q + column * p.m_k], column);
+}
+
+fn masked(score: f32, word: u32, column: u32) -> f32 {
+    if MASK == 1u { return score + bitcast<f32>(word); }
+    // Bits that depend on the data, because constants must not be infinite.
+    if MASK == 2u { return select(score, bitcast<f32>(0xff800000u | (p.keys & 0u)), word == 0u); }
+    let is_hidden = select(i32(column) >= bitcast<i32>(word), word == 0u, MASK == 3u);
+    return select(score, score + p.filter_value, is_hidden);
 }
 
 @compute @workgroup_size(THREADS)
@@ -73,7 +85,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if r < p.queries { loaded = query[batch * p.q_b + head * p.q_h + r * p.q_s + d]; }
         tile_q[(at / p.size) * MAX_SIZE + d] = loaded;
     }
-    var end = p.keys;
+    var end = min(p.limit, p.keys);
     if HAS_LENGTHS == 1u { end = min(end, u32(max(lengths[batch], 0i))); }
     for (var at = 0u; at < PER_LANE; at += 1u) { sums[at] = 0.0; }
     var largest = LOWEST;

@@ -5,7 +5,10 @@ mod cpu;
 mod describe;
 pub mod measure;
 
-pub use cpu::{CpuDevice, CpuOptions};
+pub use cpu::{
+    CpuDevice, CpuOptions, TreeAggregate, TreeBranch, TreeClasses, TreeEnsemble, TreeNode,
+    TreeTest, TreeTransform,
+};
 pub use describe::{OperatorInfo, ValueInfo};
 
 use measure::Peaks;

@@ -30,6 +30,8 @@ files! {
     Combine => "combine.wgsl",
     Common => "common.wgsl",
     Conv => "conv.wgsl",
+    ConvDirectInt8 => "conv_direct_int8.wgsl",
+    ConvInt8 => "conv_int8.wgsl",
     Copy => "copy.wgsl",
     Depthwise => "depthwise.wgsl",
     Expand => "expand.wgsl",
@@ -38,12 +40,14 @@ files! {
     GemvQuads => "gemv_quads.wgsl",
     GemvWords => "gemv_words.wgsl",
     Lanes => "lanes.wgsl",
+    Leaves => "leaves.wgsl",
     Matmul => "matmul.wgsl",
     MatmulInt8 => "matmul_int8.wgsl",
     MatmulQuads => "matmul_quads.wgsl",
     MatmulUnits => "matmul_units.wgsl",
     Norm => "norm.wgsl",
     Pack => "pack.wgsl",
+    PackChannels => "pack_channels.wgsl",
     PackHalf => "pack_half.wgsl",
     Parts => "parts.wgsl",
     Peak => "peak.wgsl",
@@ -54,6 +58,8 @@ files! {
     Softmax => "softmax.wgsl",
     Stream => "stream.wgsl",
     Tiles => "tiles.wgsl",
+    TreeScores => "tree_scores.wgsl",
+    Trees => "trees.wgsl",
 }
 
 /// A line of a shader that stands for the text of another file.
@@ -112,8 +118,15 @@ impl Kernel {
 }
 
 /// Files that others include, and that are no shader by themselves.
-const FRAGMENTS: [File; 6] =
-    [File::Common, File::Lanes, File::Parts, File::Product, File::Scalars, File::Tiles];
+const FRAGMENTS: [File; 7] = [
+    File::Common,
+    File::Lanes,
+    File::Leaves,
+    File::Parts,
+    File::Product,
+    File::Scalars,
+    File::Tiles,
+];
 
 /// The text with includes in place, those of fragments too.
 fn push(source: &mut String, text: &str) {

@@ -3,6 +3,7 @@
 
 mod attention;
 mod check;
+mod conv_int8;
 mod elements;
 mod faults;
 mod panels;
@@ -13,6 +14,7 @@ mod quant;
 mod replay;
 mod rows;
 mod soak;
+mod trees;
 mod windows;
 
 use crate::{GpuDevice, adapters};

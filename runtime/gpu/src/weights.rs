@@ -157,6 +157,30 @@ pub(crate) fn packed_columns(tensor: &Tensor, shift: i32) -> Result<(Tensor, Ten
     Ok((Tensor::from_vec(&[n, pitch], words)?, Tensor::from_vec(&[n], sums)?))
 }
 
+/// `INT8` or `UINT8` filters `[outputs, channels, ...]` packed along channels,
+/// four to a word, one row an output, with `shift` taken off each value; and the
+/// sums of the rows as packed.
+///
+/// # Errors
+/// When the tensor is no such filter.
+pub(crate) fn packed_filters(tensor: &Tensor, shift: i32) -> Result<(Tensor, Tensor)> {
+    let (&[outputs, channels, ref kernel @ ..], Some(bytes)) = (tensor.shape(), tensor.bytes())
+    else {
+        return Err(Error::internal("a packed filter has outputs and channels"));
+    };
+    let signed = tensor.dtype() == DType::I8;
+    let taps: usize = kernel.iter().product();
+    let pitch = column_words(channels, 4) * taps;
+    let (mut words, mut sums) = (vec![0i32; outputs * pitch], vec![0i32; outputs]);
+    for (at, byte) in bytes.iter().enumerate() {
+        let (output, channel, tap) = (at / (channels * taps), at / taps % channels, at % taps);
+        let value = if signed { i32::from(*byte as i8) } else { i32::from(*byte) } - shift;
+        sums[output] += value;
+        words[output * pitch + channel / 4 * taps + tap] |= (value & 0xff) << (8 * (channel % 4));
+    }
+    Ok((Tensor::from_vec(&[outputs, pitch], words)?, Tensor::from_vec(&[outputs], sums)?))
+}
+
 /// Words that one column of `count` values takes at `per_word` a word.
 pub(crate) fn column_words(count: usize, per_word: usize) -> usize {
     count.div_ceil(per_word)

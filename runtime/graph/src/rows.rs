@@ -185,6 +185,8 @@ impl Step<'_> {
             }
             "Conv"
             | "FusedConv"
+            | "ConvInteger"
+            | "QLinearConv"
             | "ConvTranspose"
             | "BatchNormalization"
             | "InstanceNormalization"

@@ -9,6 +9,10 @@ mod parallel;
 mod registry;
 mod wide;
 
+pub use crate::cpu::ops::ml_trees::plain::{
+    TreeAggregate, TreeBranch, TreeClasses, TreeEnsemble, TreeNode, TreeTest, TreeTransform,
+};
+
 use crate::cpu::arena::Arena;
 use crate::cpu::executor::CpuExecutable;
 use crate::cpu::op::{Inputs, OpContext};

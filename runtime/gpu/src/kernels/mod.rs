@@ -3,11 +3,13 @@
 //! device runs the node; the CPU device runs the rest.
 
 pub(crate) mod attention;
+pub(crate) mod conv_int8;
 pub(crate) mod layout;
 pub(crate) mod matmul;
 pub(crate) mod pointwise;
 pub(crate) mod quant;
 pub(crate) mod rows;
+pub(crate) mod trees;
 pub(crate) mod window;
 
 use crate::lower::Builder;
@@ -19,6 +21,9 @@ type Lower = fn(&mut Builder<'_>, &NodeDef) -> Result<bool>;
 /// Operators with a kernel; [`pointwise`] has those that work element by
 /// element.
 fn kernel(node: &NodeDef) -> Option<Lower> {
+    if &*node.domain == "ai.onnx.ml" {
+        return trees::knows(&node.op).then_some(trees::ensemble);
+    }
     if !matches!(&*node.domain, "" | "ai.onnx" | "com.microsoft" | FUSED_DOMAIN) {
         return None;
     }
@@ -33,6 +38,8 @@ fn kernel(node: &NodeDef) -> Option<Lower> {
         "MatMulNBits" => quant::matmul_nbits,
         "MatMulInteger" => quant::matmul_integer,
         "QLinearMatMul" => quant::qlinear_matmul,
+        "ConvInteger" => conv_int8::conv_integer,
+        "QLinearConv" => conv_int8::qlinear_conv,
         "QuantizeLinear" => quant::quantize,
         "DequantizeLinear" => quant::dequantize,
         "DynamicQuantizeLinear" => quant::dynamic_quantize,

@@ -13,7 +13,7 @@ use crate::weights::{Format, column_words, packed_columns};
 use mortise_types::{DType, Error, NodeDef, Result, Shape, Tensor, ValueId};
 
 /// Terms of an integer product whose sums stay exact everywhere.
-const MAX_TERMS: usize = 1 << 16;
+pub(super) const MAX_TERMS: usize = 1 << 16;
 
 /// Columns and rows of a tile of the integer product.
 const TILE: usize = 64;
@@ -153,7 +153,7 @@ impl NBits {
 }
 
 /// What packing takes off a value of 8 bits.
-fn shift(dtype: DType) -> i32 {
+pub(super) fn shift(dtype: DType) -> i32 {
     if dtype == DType::U8 { 128 } else { 0 }
 }
 
@@ -216,11 +216,11 @@ fn requantise(dtype: DType) -> Option<&'static str> {
     }
 }
 
-fn scale_len(builder: &Builder<'_>, value: ValueId) -> Option<usize> {
+pub(super) fn scale_len(builder: &Builder<'_>, value: ValueId) -> Option<usize> {
     scale_len_any(builder, value).filter(|_| builder.dtype(value) == Some(DType::F32))
 }
 
-fn scale_len_any(builder: &Builder<'_>, value: ValueId) -> Option<usize> {
+pub(super) fn scale_len_any(builder: &Builder<'_>, value: ValueId) -> Option<usize> {
     let shape = builder.shape(value).filter(|shape| builder.is_held(value) && shape.len() <= 1)?;
     Some(shape.iter().product())
 }

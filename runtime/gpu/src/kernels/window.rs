@@ -13,18 +13,18 @@ use mortise_types::{DType, Error, NodeDef, Result, Shape, Tensor, ValueId};
 
 /// A window of two dimensions and how it moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
-    input: [usize; 2],
-    output: [usize; 2],
-    kernel: [usize; 2],
-    strides: [usize; 2],
-    dilations: [usize; 2],
+pub(super) struct Window {
+    pub(super) input: [usize; 2],
+    pub(super) output: [usize; 2],
+    pub(super) kernel: [usize; 2],
+    pub(super) strides: [usize; 2],
+    pub(super) dilations: [usize; 2],
     /// In front of the image.
-    pads: [usize; 2],
+    pub(super) pads: [usize; 2],
 }
 
 impl Window {
-    fn new(node: &NodeDef, spatial: &[usize], kernel: &[usize]) -> Option<Self> {
+    pub(super) fn new(node: &NodeDef, spatial: &[usize], kernel: &[usize]) -> Option<Self> {
         let rank = spatial.len();
         if !(1..=2).contains(&rank) || kernel.len() != rank || int(node, "ceil_mode", 0)? != 0 {
             return None;
@@ -81,16 +81,16 @@ impl Window {
         Some(())
     }
 
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.output[0] * self.output[1]
     }
 
     /// Sizes of the output, without the dimension that lifting added.
-    fn spatial(&self, rank: usize) -> &[usize] {
+    pub(super) fn spatial(&self, rank: usize) -> &[usize] {
         &self.output[2 - rank..]
     }
 
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
 

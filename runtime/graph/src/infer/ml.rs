@@ -14,6 +14,13 @@ pub(crate) fn infer(view: &NodeView<'_>) -> Option<Vec<Fact>> {
         "LinearRegressor" => vec![scores(int_or(view, "targets", 1))],
         "SVMRegressor" => vec![scores(1)],
         "TreeEnsembleRegressor" => vec![scores(int_or(view, "n_targets", 1))],
+        "TreeEnsemble" => {
+            let dtype = view.dtype(0).map(|dtype| match dtype {
+                DType::F64 => DType::F64,
+                _ => DType::F32,
+            });
+            vec![Fact::new(dtype, Some(vec![rows, count(int_or(view, "n_targets", 1))]))]
+        }
         "Scaler" | "Imputer" | "Binarizer" | "Normalizer" => {
             let dtype = match &*view.node.op {
                 "Imputer" | "Binarizer" => view.dtype(0),

@@ -104,9 +104,12 @@ fn standard(view: &NodeView<'_>) -> Option<Vec<Fact>> {
             Fact::new(Some(DType::F32), Some(vec![])),
             Fact::new(Some(DType::U8), Some(vec![])),
         ],
-        "MatMulInteger" => vec![Fact::new(Some(DType::I32), shapes::matmul(view))],
+        "MatMulInteger" => vec![Fact::new(Some(DType::I32), shapes::matmul(view, 1))],
+        "ConvInteger" => vec![Fact::new(Some(DType::I32), shapes::conv(view, 1))],
+        "QLinearMatMul" => vec![Fact::new(view.dtype(7), shapes::matmul(view, 3))],
+        "QLinearConv" => vec![Fact::new(view.dtype(7), shapes::conv(view, 3))],
         "MatMul" | "FusedMatMul" | "MatMulBias" | "MatMulInt8" | "MatMulHalf" => {
-            vec![Fact::new(dtype, shapes::matmul(view))]
+            vec![Fact::new(dtype, shapes::matmul(view, 1))]
         }
         "MatMulNBits" => vec![Fact::new(dtype, shapes::matmul_nbits(view))],
         "Gemm" | "FusedGemm" => vec![Fact::new(dtype, shapes::gemm(view))],
@@ -139,7 +142,13 @@ fn standard(view: &NodeView<'_>) -> Option<Vec<Fact>> {
             vec![Fact::new(Some(DType::I64), view.shape(0).map(|s| vec![s.len() as i64, -1]))]
         }
         "Range" => vec![Fact::new(dtype, Some(vec![-1]))],
-        "Conv" | "FusedConv" => vec![Fact::new(dtype, shapes::conv(view))],
+        "MultiHeadAttention" => vec![Fact::new(dtype, shapes::attention(view))],
+        "Attention" if &*view.node.domain != "com.microsoft" => vec![
+            Fact::new(dtype, shapes::attention(view)),
+            Fact::new(view.dtype(1), shapes::present(view, 1)),
+            Fact::new(view.dtype(2), shapes::present(view, 2)),
+        ],
+        "Conv" | "FusedConv" => vec![Fact::new(dtype, shapes::conv(view, 1))],
         "ConvTranspose" => vec![Fact::new(dtype, shapes::channels_and_unknown(view))],
         "MaxPool" => {
             let shape = shapes::pool(view);

@@ -23,8 +23,9 @@ pub(crate) fn broadcast(a: &[i64], b: &[i64]) -> Option<Dims> {
         .collect()
 }
 
-pub(crate) fn matmul(view: &NodeView<'_>) -> Option<Dims> {
-    let (mut a, mut b) = (view.shape(0)?, view.shape(1)?);
+/// Of input 0 and input `right`.
+pub(crate) fn matmul(view: &NodeView<'_>, right: usize) -> Option<Dims> {
+    let (mut a, mut b) = (view.shape(0)?, view.shape(right)?);
     let flag = |name: &str| view.int(name).unwrap_or(0) != 0;
     let (vector_a, vector_b) = (a.len() == 1, b.len() == 1);
     if vector_a {
@@ -288,12 +289,42 @@ pub(crate) fn channels_and_unknown(view: &NodeView<'_>) -> Option<Dims> {
     Some(output)
 }
 
-pub(crate) fn conv(view: &NodeView<'_>) -> Option<Dims> {
-    let weights = view.shape(1)?;
+/// Of input 0 and the filters in input `filters`.
+pub(crate) fn conv(view: &NodeView<'_>, filters: usize) -> Option<Dims> {
+    let weights = view.shape(filters)?;
     let kernel = weights.get(2..)?;
     let mut output = windowed(view, kernel)?;
     *output.get_mut(1)? = *weights.first()?;
     Some(output)
+}
+
+/// The answer of attention: as the queries, with the values' size.
+pub(crate) fn attention(view: &NodeView<'_>) -> Option<Dims> {
+    let (mut shape, values) = (view.shape(0)?, view.shape(2)?);
+    let width = *values.last().filter(|_| values.len() == shape.len())?;
+    *shape.last_mut()? = match (shape.len(), view.int("kv_num_heads")) {
+        (3, Some(heads)) if heads > 0 && width >= 0 => {
+            (width / heads).checked_mul(view.int("q_num_heads")?)?
+        }
+        _ => width,
+    };
+    Some(shape)
+}
+
+/// Keys or values, input `at`, behind those of the past.
+pub(crate) fn present(view: &NodeView<'_>, at: usize) -> Option<Dims> {
+    let mut shape = match (view.shape(at)?.as_slice(), view.int("kv_num_heads")) {
+        (&[batch, length, width], Some(heads)) if heads > 0 => {
+            vec![batch, heads, length, if width < 0 { -1 } else { width / heads }]
+        }
+        (shape @ [_, _, _, _], _) => shape.to_vec(),
+        _ => return None,
+    };
+    if view.input(at + 3).is_some() {
+        let past = view.shape(at + 3).and_then(|past| past.get(2).copied()).unwrap_or(-1);
+        shape[2] = if past < 0 || shape[2] < 0 { -1 } else { shape[2].checked_add(past)? };
+    }
+    Some(shape)
 }
 
 pub(crate) fn pool(view: &NodeView<'_>) -> Option<Dims> {

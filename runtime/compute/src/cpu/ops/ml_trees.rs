@@ -3,6 +3,7 @@
 
 mod forest;
 mod nodes;
+pub(crate) mod plain;
 
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::layout::{doubles, floats, rows_and_columns};
@@ -92,6 +93,14 @@ struct Regressor {
 
 impl Regressor {
     fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self::of(node)?))
+    }
+
+    fn build_unified(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self::of_unified(node)?))
+    }
+
+    fn of(node: &NodeDef) -> Result<Self> {
         let attributes = Attributes(node);
         let target_count = nodes::count(attributes.int_or("n_targets", 1)?, "n_targets")?;
         let aggregate = match attributes.text("aggregate_function")?.unwrap_or("SUM") {
@@ -102,17 +111,17 @@ impl Regressor {
             other => return Err(Error::unsupported(format!("aggregate_function \"{other}\""))),
         };
         let raw = nodes::from_lists(&attributes, "target", target_count)?;
-        Ok(Box::new(Self {
+        Ok(Self {
             trees: raw.into_trees(target_count, aggregate)?,
             aggregate,
             transform: Transform::of(&attributes)?,
             base: nodes::numbers(&attributes, "base_values")?,
             target_count,
             keeps_dtype: false,
-        }))
+        })
     }
 
-    fn build_unified(node: &NodeDef) -> Result<Box<dyn Operator>> {
+    fn of_unified(node: &NodeDef) -> Result<Self> {
         let attributes = Attributes(node);
         let target_count = nodes::count(attributes.int_or("n_targets", 1)?, "n_targets")?;
         let aggregate = match attributes.int_or("aggregate_function", 1)? {
@@ -131,14 +140,14 @@ impl Regressor {
             other => return Err(Error::unsupported(format!("post_transform {other}"))),
         };
         let raw = nodes::from_tensors(&attributes, target_count)?;
-        Ok(Box::new(Self {
+        Ok(Self {
             trees: raw.into_trees(target_count, aggregate)?,
             aggregate,
             transform,
             base: Vec::new(),
             target_count,
             keeps_dtype: true,
-        }))
+        })
     }
 
     /// One row of the answer, before the transform. Targets that no leaf spoke
@@ -214,19 +223,23 @@ struct Classifier {
 
 impl Classifier {
     fn build(node: &NodeDef) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(Self::of(node)?))
+    }
+
+    fn of(node: &NodeDef) -> Result<Self> {
         let attributes = Attributes(node);
         let labels = Labels::of(&attributes, "classlabels_int64s", "classlabels_strings")?;
         let raw = nodes::from_lists(&attributes, "class", labels.len())?;
         let one_sided = labels.len() == 2 && raw.weighted_target_count() == 1;
         let all_positive = raw.weights_are_positive();
-        Ok(Box::new(Self {
+        Ok(Self {
             trees: raw.into_trees(labels.len(), Aggregate::Sum)?,
             transform: Transform::of(&attributes)?,
             base: nodes::numbers(&attributes, "base_values")?,
             labels,
             one_sided,
             all_positive,
-        }))
+        })
     }
 
     /// Decides one row and writes its scores. What happens with two classes

@@ -115,6 +115,18 @@ pub(super) struct Forest<T> {
     aggregate: Aggregate,
 }
 
+/// One node, put together from the tables of its forest.
+pub(super) struct NodeRecord<T> {
+    pub(super) mode: Mode,
+    pub(super) missing_is_true: bool,
+    pub(super) value: T,
+    pub(super) feature: u32,
+    pub(super) yes: u32,
+    pub(super) no: u32,
+    /// Of the weights.
+    pub(super) span: (u32, u32),
+}
+
 #[derive(Clone, Copy)]
 struct Rule {
     mode: Mode,
@@ -215,6 +227,30 @@ impl<T: Real> Forest<T> {
 
     pub(super) fn tree_count(&self) -> usize {
         self.roots.len()
+    }
+
+    pub(super) fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// # Panics
+    /// When there is no such node.
+    pub(super) fn node(&self, at: usize) -> NodeRecord<T> {
+        let Node { value, feature, yes, no } = self.nodes[at];
+        let Rule { mode, missing_is_true } = self.rules[at];
+        NodeRecord { mode, missing_is_true, value, feature, yes, no, span: self.spans[at] }
+    }
+
+    pub(super) fn roots(&self) -> &[u32] {
+        &self.roots
+    }
+
+    pub(super) fn weights(&self) -> &[(u32, T)] {
+        &self.weights
+    }
+
+    pub(super) fn column_count(&self) -> usize {
+        self.column_count
     }
 
     /// # Errors

@@ -94,17 +94,20 @@ fn multiply(
     if output.is_empty() {
         return Ok(());
     }
-    // The library is right about zero points only while all columns share one
-    // (0.27 mixes them up from column 32 on): others are taken off afterwards.
-    let shared = b.1.windows(2).all(|pair| pair[0] == pair[1]);
+    // The library is right about zero points only while all rows share one, and
+    // all columns (0.27 mixes them up from row 8 and column 32 on): others are
+    // taken off afterwards.
+    let (shared_rows, shared) = (is_uniform(a.1), is_uniform(b.1));
+    let no_rows = vec![0u8; if shared_rows { 0 } else { rows }];
     let none = vec![0i8; if shared { 0 } else { columns }];
+    let own_columns = if shared { b.1 } else { &none };
     let exact = GEMM.with(|gemm| {
         if gemm.may_saturate() || depth == 0 {
             return Ok(false);
         }
         let options = GemmOptions {
-            a_quant: Some(QuantParams { zero_point: a.1 }),
-            b_quant: Some(QuantParams { zero_point: if shared { b.1 } else { &none } }),
+            a_quant: Some(QuantParams { zero_point: if shared_rows { a.1 } else { &no_rows } }),
+            b_quant: Some(QuantParams { zero_point: own_columns }),
             ..GemmOptions::default()
         };
         gemm.gemm(
@@ -118,10 +121,35 @@ fn multiply(
     })?;
     if !exact {
         multiply_plainly(a, b, [depth, columns], output);
-    } else if !shared {
+        return Ok(());
+    }
+    if !shared_rows {
+        take_off_rows(a.1, (b.0, own_columns), output);
+    }
+    if !shared {
         take_off_zeros(a, b.1, depth, output);
     }
     Ok(())
+}
+
+fn is_uniform<T: PartialEq>(values: &[T]) -> bool {
+    values.windows(2).all(|pair| pair[0] == pair[1])
+}
+
+/// Takes the rows' zero points off sums that were made without them.
+fn take_off_rows(zeros: &[u8], b: (&[i8], &[i8]), output: &mut [i32]) {
+    let columns = b.1.len();
+    let mut sums = vec![0i32; columns];
+    for line in b.0.chunks_exact(columns) {
+        for ((sum, value), zero) in sums.iter_mut().zip(line).zip(b.1) {
+            *sum = sum.wrapping_add(i32::from(*value) - i32::from(*zero));
+        }
+    }
+    for (line, zero) in output.chunks_exact_mut(columns).zip(zeros) {
+        for (value, sum) in line.iter_mut().zip(&sums) {
+            *value = value.wrapping_sub(sum.wrapping_mul(i32::from(*zero)));
+        }
+    }
 }
 
 /// Takes the columns' zero points off sums that were made without them.
@@ -452,5 +480,37 @@ impl Operator for QLinearConv {
             scales.of(element / positions % outputs, 0)
         })?;
         Ok(smallvec![output.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes beyond one block of the library, and zero points that differ.
+    #[test]
+    fn zero_points_of_rows_and_columns_are_taken_off() {
+        let mut state = 11u32;
+        let mut byte = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for [rows, depth, columns] in [[1, 1, 1], [7, 3, 33], [33, 129, 70], [17, 40, 9]] {
+            let a: Vec<u8> = (0..rows * depth).map(|_| byte()).collect();
+            let b: Vec<i8> = (0..depth * columns).map(|_| byte() as i8).collect();
+            let a_zeros: Vec<u8> = (0..rows).map(|_| byte()).collect();
+            let b_zeros: Vec<i8> = (0..columns).map(|_| byte() as i8).collect();
+            for a_zeros in [a_zeros, vec![3; rows]] {
+                for b_zeros in [b_zeros.clone(), vec![-5; columns]] {
+                    let mut got = vec![0; rows * columns];
+                    let size = [rows, depth, columns];
+                    multiply((&a, &a_zeros), (&b, &b_zeros), size, &mut got).unwrap();
+                    let mut want = vec![0; rows * columns];
+                    let size = [depth, columns];
+                    multiply_plainly((&a, &a_zeros), (&b, &b_zeros), size, &mut want);
+                    assert_eq!(got, want, "{rows} {depth} {columns}");
+                }
+            }
+        }
     }
 }
