@@ -200,7 +200,7 @@ fn a_bandit_with_three_arms_moves_to_the_best_and_survives_a_kill() -> Result<()
     };
     let before = stored(&mut admin)?;
     // Counts are stored every second.
-    std::thread::sleep(Duration::from_millis(1_500));
+    wait::pass(Duration::from_millis(1_500));
     server.kill()?;
 
     server = Server::start_with(options)?;
