@@ -236,7 +236,8 @@ impl<T: Real> Forest<T> {
     /// # Panics
     /// When there is no such node.
     pub(super) fn node(&self, at: usize) -> NodeRecord<T> {
-        let Node { value, feature, yes, no } = self.nodes[at];
+        let Node { value, feature, children: [no, yes] } = self.nodes[at];
+        let feature = feature & !MISSING_IS_TRUE;
         let Rule { mode, missing_is_true } = self.rules[at];
         NodeRecord { mode, missing_is_true, value, feature, yes, no, span: self.spans[at] }
     }
