@@ -250,7 +250,10 @@ fn what_cannot_be_asked_is_refused_when_it_is_deployed() -> Result<()> {
     let cases = [
         (upstream(other.http).set("model", "none"), "unknown model"),
         (upstream(other.http).set("timeout", 5), "unknown field `timeout`"),
-        (Part { url: Some("https://there".to_owned()), ..upstream(other.http) }, "without TLS"),
+        (Part { url: Some("ftp://there".to_owned()), ..upstream(other.http) }, "grpcs://"),
+        // It does not speak TLS.
+        (Part::upstream_over("https", other.http), "cannot be reached"),
+        (Part::upstream_over("grpcs", other.grpc), "cannot be reached"),
         (upstream("127.0.0.1:1".parse()?), "cannot be reached"),
         (Part::upstream_over("grpc", "127.0.0.1:1".parse()?), "cannot be reached"),
         (Part::upstream_over("grpc", other.grpc).set("model", "none"), "unknown model"),
