@@ -18,7 +18,7 @@ const LANES: u32 = 32u;
 const THREADS: u32 = 256u;
 const QUADS: u32 = THREADS / LANES;
 
-var<workgroup> partial: array<vec4<f32>, THREADS>;
+// include: columns.wgsl
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -63,19 +63,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     for (var row = 0u; row < M; row += 1u) {
-        partial[thread] = sums[row];
-        workgroupBarrier();
-        for (var reach = LANES / 2u; reach > 0u; reach /= 2u) {
-            if lane < reach { partial[thread] += partial[thread + reach * QUADS]; }
-            workgroupBarrier();
-        }
-        if lane == 0u {
-            let sum = partial[thread];
-            store(base.z, row, column, sum.x);
-            store(base.z, row, column + 1u, sum.y);
-            store(base.z, row, column + 2u, sum.z);
-            store(base.z, row, column + 3u, sum.w);
-        }
-        workgroupBarrier();
+        finish(base.z, row, column, sums[row], thread, lane, QUADS);
     }
 }

@@ -31,7 +31,7 @@ const WORDS: u32 = STEPS * LANES;
 const PITCH: u32 = QUADS + select(1u, 0u, QUADS == 1u);
 
 var<workgroup> terms: array<vec4<f32>, M * WORDS * PITCH>;
-var<workgroup> partial: array<vec4<f32>, THREADS>;
+// include: columns.wgsl
 
 // Has the rows' values for WORDS words from `first` on where all threads read
 // them; zeros behind the last.
@@ -138,19 +138,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
     for (var row = 0u; row < M; row += 1u) {
-        partial[thread] = sums[row];
-        workgroupBarrier();
-        for (var reach = LANES / 2u; reach > 0u; reach /= 2u) {
-            if lane < reach { partial[thread] += partial[thread + reach]; }
-            workgroupBarrier();
-        }
-        if lane == 0u {
-            let sum = partial[thread];
-            store(base.z, row, column, sum.x);
-            store(base.z, row, column + 1u, sum.y);
-            store(base.z, row, column + 2u, sum.z);
-            store(base.z, row, column + 3u, sum.w);
-        }
-        workgroupBarrier();
+        finish(base.z, row, column, sums[row], thread, lane, 1u);
     }
 }

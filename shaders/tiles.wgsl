@@ -8,7 +8,7 @@
 //   values, and put_a(stage, at, quad), which writes it to workgroup memory.
 // Shapes: tiles of ROWS * THREADS_M by COLUMNS * THREADS_N, TILE_K deep, in
 //   quads along m and n for each k.
-// Limits: ROWS is 4, 8 or 16 and COLUMNS 4 or 8; THREADS_M * THREADS_N at most 256; a
+// Limits: ROWS and COLUMNS are 4 or 8; THREADS_M * THREADS_N at most 256; a
 //   thread fetches at most 4 slots of a and 8 of b; elements outside m, n and k
 //   are for fetch_* to answer 0 for.
 
@@ -118,10 +118,6 @@ fn main(
     var d0 = vec4<f32>(); var d1 = vec4<f32>(); var d2 = vec4<f32>(); var d3 = vec4<f32>();
     var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     var d4 = vec4<f32>(); var d5 = vec4<f32>(); var d6 = vec4<f32>(); var d7 = vec4<f32>();
-    var c8 = vec4<f32>(); var c9 = vec4<f32>(); var c10 = vec4<f32>(); var c11 = vec4<f32>();
-    var d8 = vec4<f32>(); var d9 = vec4<f32>(); var d10 = vec4<f32>(); var d11 = vec4<f32>();
-    var c12 = vec4<f32>(); var c13 = vec4<f32>(); var c14 = vec4<f32>(); var c15 = vec4<f32>();
-    var d12 = vec4<f32>(); var d13 = vec4<f32>(); var d14 = vec4<f32>(); var d15 = vec4<f32>();
     var stage = 0u;
     put_tiles(stage, fetch_tile_a(base.x, first_row, terms.x, thread), fetch_tile_b(base.y, first_column, terms.x, thread), thread);
     workgroupBarrier();
@@ -148,7 +144,7 @@ fn main(
                     d3 = fma(vec4<f32>(x.w), z, d3);
                 }
             }
-            if ROWS >= 8u {
+            if ROWS == 8u {
                 let x = tile_a[from_a + 1u * THREADS_M];
                 c4 = fma(vec4<f32>(x.x), y, c4);
                 c5 = fma(vec4<f32>(x.y), y, c5);
@@ -161,32 +157,6 @@ fn main(
                     d7 = fma(vec4<f32>(x.w), z, d7);
                 }
             }
-            if ROWS == 16u {
-                let x = tile_a[from_a + 2u * THREADS_M];
-                c8 = fma(vec4<f32>(x.x), y, c8);
-                c9 = fma(vec4<f32>(x.y), y, c9);
-                c10 = fma(vec4<f32>(x.z), y, c10);
-                c11 = fma(vec4<f32>(x.w), y, c11);
-                if COLUMNS == 8u {
-                    d8 = fma(vec4<f32>(x.x), z, d8);
-                    d9 = fma(vec4<f32>(x.y), z, d9);
-                    d10 = fma(vec4<f32>(x.z), z, d10);
-                    d11 = fma(vec4<f32>(x.w), z, d11);
-                }
-            }
-            if ROWS == 16u {
-                let x = tile_a[from_a + 3u * THREADS_M];
-                c12 = fma(vec4<f32>(x.x), y, c12);
-                c13 = fma(vec4<f32>(x.y), y, c13);
-                c14 = fma(vec4<f32>(x.z), y, c14);
-                c15 = fma(vec4<f32>(x.w), y, c15);
-                if COLUMNS == 8u {
-                    d12 = fma(vec4<f32>(x.x), z, d12);
-                    d13 = fma(vec4<f32>(x.y), z, d13);
-                    d14 = fma(vec4<f32>(x.z), z, d14);
-                    d15 = fma(vec4<f32>(x.w), z, d15);
-                }
-            }
         }
         if STAGES == 1u { workgroupBarrier(); } else { stage = 1u - stage; }
         put_tiles(stage, next_a, next_b, thread);
@@ -195,18 +165,10 @@ fn main(
     let row = first_row + ty * 4u;
     let column = first_column + tx * 4u;
     store_rows(base.z, row, column, c0, c1, c2, c3);
-    if ROWS >= 8u { store_rows(base.z, row + THREADS_M * 4u, column, c4, c5, c6, c7); }
-    if ROWS == 16u {
-        store_rows(base.z, row + THREADS_M * 8u, column, c8, c9, c10, c11);
-        store_rows(base.z, row + THREADS_M * 12u, column, c12, c13, c14, c15);
-    }
+    if ROWS == 8u { store_rows(base.z, row + THREADS_M * 4u, column, c4, c5, c6, c7); }
     if COLUMNS == 8u {
         let beside = column + THREADS_N * 4u;
         store_rows(base.z, row, beside, d0, d1, d2, d3);
-        if ROWS >= 8u { store_rows(base.z, row + THREADS_M * 4u, beside, d4, d5, d6, d7); }
-        if ROWS == 16u {
-            store_rows(base.z, row + THREADS_M * 8u, beside, d8, d9, d10, d11);
-            store_rows(base.z, row + THREADS_M * 12u, beside, d12, d13, d14, d15);
-        }
+        if ROWS == 8u { store_rows(base.z, row + THREADS_M * 4u, beside, d4, d5, d6, d7); }
     }
 }

@@ -112,7 +112,9 @@ fn other_servers_are_known_by_their_certificates() -> Result<()> {
     ensure!(refusal.message.contains("certificate"), "{refusal}");
 
     let env = vec![("SSL_CERT_FILE", folder.path().join("ca.pem"))];
-    let server = Server::start_with(Options { env, ..Options::default() })?;
+    let collector = format!("https://{}/v1/traces", other.http);
+    let config = format!("[tracing]\nendpoint = \"{collector}\"\nsample_every = 1\n");
+    let server = Server::start_with(Options { env, config, ..Options::default() })?;
     let mut admin = server.admin()?;
     for (scheme, address) in [("https", other.http), ("grpcs", other.grpc)] {
         admin.deploy(scheme, &over(scheme, address))?;
@@ -121,12 +123,19 @@ fn other_servers_are_known_by_their_certificates() -> Result<()> {
         assert_eq!(reply["outputs"][0]["data"][0], 5.0, "{scheme}: {reply}");
     }
 
+    // The other server has no such page, and says so over TLS; of the hook below
+    // as well.
+    let refused = || {
+        let log = server.log();
+        Ok(log.contains("traces cannot be exported") && log.contains("404"))
+    };
+    wait::until("the traces to be refused", Duration::from_secs(20), refused)?;
+
     admin.deploy("sum", &model(1.0))?;
     let hook = json!({"url": format!("https://{}/hook", other.http), "confirm": true});
     let strategy = Part::builtin("canary").set("interval", "0.1s").set("min_samples", 0);
     let rollout = Rollout { hook: Some(hook), ..Rollout::of(strategy) };
     admin.deploy("sum", &model(2.0).rollout(rollout))?;
-    // The other server has no such page, and says so over TLS.
     wait::until("the hook to be asked", Duration::from_secs(20), || {
         Ok(admin.rollout("sum")?["error"].as_str().is_some_and(|error| error.contains("404")))
     })

@@ -65,7 +65,8 @@ impl Tuning {
     fn text(&self, key: &str) -> String {
         let mut text = format!("{key}\n");
         for ((kind, [m, n, k]), index) in &self.choices {
-            let _ = writeln!(text, "{kind:?} {m} {n} {k} {index}");
+            // By name: what stands at an index changes with the kernels.
+            let _ = writeln!(text, "{kind:?} {m} {n} {k} {}", kind.describe(*index));
         }
         text
     }
@@ -77,12 +78,13 @@ impl Tuning {
             return None;
         }
         let entry = |line: &str| {
-            let (name, numbers) = line.split_once(' ')?;
+            let mut parts = line.splitn(5, ' ');
+            let name = parts.next()?;
             let kind = *KINDS.iter().find(|kind| format!("{kind:?}") == name)?;
-            let numbers: Option<Vec<u32>> =
-                numbers.split(' ').map(|number| number.parse().ok()).collect();
-            let [m, n, k, index] = *numbers? else { return None };
-            let index = Some(index as usize).filter(|at| *at < kind.choices())?;
+            let mut size = || parts.next()?.parse().ok();
+            let [m, n, k] = [size()?, size()?, size()?];
+            let choice = parts.next()?;
+            let index = (0..kind.choices()).find(|index| kind.describe(*index) == choice)?;
             Some(((kind, [m, n, k]), index))
         };
         Some(Self { choices: lines.map(entry).collect::<Option<_>>()? })
@@ -118,7 +120,7 @@ pub(crate) fn measure(generation: &mut Generation, plan: &[(Kind, [usize; 3])]) 
             if start.elapsed() > MAX_TIME {
                 return Ok(best);
             }
-            generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
+            generation.tuning = Tuning::only(kind, size, index);
             let warm_up = if index == 0 { WARM_UP } else { KEEP_WARM };
             let time = prepared.replay(generation)?.time(generation, REPEATS, warm_up)?;
             tracing::debug!(?kind, ?size, index, ?time, "measured");
@@ -144,9 +146,9 @@ mod tests {
         assert_eq!(back, tuning);
         assert!(Tuning::parse(&text, "adapter|Vulkan|driver 2").is_none());
         assert!(Tuning::parse("adapter\nrubbish", "adapter").is_none());
-        assert!(Tuning::parse("adapter\nTiles 6 6 6 1", "adapter").is_some());
-        assert!(Tuning::parse("adapter\nTiles 6 6 6 99", "adapter").is_none());
-        assert!(Tuning::parse("adapter\nOther 6 6 6 1", "adapter").is_none());
+        assert!(Tuning::parse("adapter\nTiles 6 6 6 1x1", "adapter").is_none());
+        assert!(Tuning::parse("adapter\nTiles 6 6", "adapter").is_none());
+        assert!(Tuning::parse("adapter\nOther 6 6 6 1x1", "adapter").is_none());
     }
 
     #[test]

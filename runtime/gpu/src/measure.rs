@@ -7,7 +7,7 @@ use crate::heap::Weight;
 use crate::lower::{self, Step};
 use crate::peaks;
 use crate::program::{Bound, Dispatch, Program};
-use crate::tune::{Kind, Tuning, class};
+use crate::tune::{Kind, Tuning};
 use crate::units;
 use crate::weights::WeightCache;
 use half::f16;
@@ -356,7 +356,7 @@ impl Bench {
         let prepared = prepared(size, weights)?;
         let tuned = self.generation.tuning.clone();
         let time = |index: usize| {
-            self.generation.tuning = Tuning { choices: [(class(kind, size), index)].into() };
+            self.generation.tuning = Tuning::only(kind, size, index);
             let warm_up = if index == 0 { WARM_UP } else { KEEP_WARM };
             let replay = prepared.replay(&self.generation)?;
             Ok((kind.describe(index), replay.time(&self.generation, repeats, warm_up)?))
@@ -391,7 +391,7 @@ impl Bench {
         }
         let mut failed = 0;
         for round in 0..repeats.div_ceil(SAME) {
-            failed += units::unstable(&mut self.generation, round as u64, SAME)?;
+            failed += units::unstable(&mut self.generation, round, SAME)?;
         }
         Ok(Some(failed))
     }

@@ -27,6 +27,7 @@ macro_rules! files {
 
 files! {
     Attention => "attention.wgsl",
+    Columns => "columns.wgsl",
     Combine => "combine.wgsl",
     Common => "common.wgsl",
     Conv => "conv.wgsl",
@@ -118,7 +119,8 @@ impl Kernel {
 }
 
 /// Files that others include, and that are no shader by themselves.
-const FRAGMENTS: [File; 7] = [
+const FRAGMENTS: [File; 8] = [
+    File::Columns,
     File::Common,
     File::Lanes,
     File::Leaves,

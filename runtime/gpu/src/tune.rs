@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// How a matrix product is cut into tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tiles {
-    /// Rows and columns that a thread holds: 4 or 8, or 16 rows.
+    /// Rows and columns that a thread holds: 4 or 8.
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) threads_m: usize,
@@ -21,18 +21,14 @@ impl Tiles {
     pub(crate) const MEDIUM: Self = Self::new([4, 4], [16, 16], 16, 1);
     pub(crate) const FLAT: Self = Self::new([4, 8], [4, 16], 16, 1);
     pub(crate) const WIDE: Self = Self::new([8, 8], [8, 16], 16, 1);
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::LARGE,
         Self::MEDIUM,
         Self::FLAT,
         Self::WIDE,
         Self::new([8, 8], [16, 16], 8, 2),
-        Self::new([8, 8], [16, 16], 16, 2),
-        Self::new([8, 8], [16, 8], 16, 2),
-        Self::new([8, 8], [8, 16], 16, 2),
         Self::new([4, 4], [16, 16], 16, 2),
         Self::new([4, 8], [8, 16], 16, 2),
-        Self::new([16, 8], [8, 16], 8, 2),
     ];
 
     const fn new(
@@ -71,14 +67,15 @@ pub(crate) struct UnitTiles {
 }
 
 impl UnitTiles {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::new([2, 4], 4, 32, 1),
+    pub(crate) const LARGE: Self = Self::new([2, 4], 4, 32, 1);
+    pub(crate) const MEDIUM: Self = Self::new([2, 2], 2, 32, 2);
+    pub(crate) const FLAT: Self = Self::new([1, 4], 2, 32, 1);
+    pub(crate) const ALL: [Self; 5] = [
+        Self::LARGE,
+        Self::MEDIUM,
+        Self::FLAT,
         Self::new([4, 2], 2, 64, 1),
         Self::new([4, 2], 2, 32, 1),
-        Self::new([2, 2], 4, 64, 1),
-        Self::new([2, 2], 2, 32, 2),
-        Self::new([2, 2], 2, 64, 1),
-        Self::new([1, 4], 2, 32, 1),
     ];
 
     const fn new(warps: [usize; 2], fragments: usize, depth: usize, stages: usize) -> Self {
@@ -165,18 +162,24 @@ impl Tuning {
     /// Tiles of matrix units for an m × n product with `k` terms, or `None` when
     /// the device has too little workgroup memory for them.
     pub(crate) fn units(&self, size: [usize; 3], shared_limit: usize) -> Option<UnitTiles> {
-        let index = self.nearest(Kind::Units, size).unwrap_or_else(|| unit_rule_of_thumb(size));
-        let chosen = UnitTiles::ALL.get(index).copied();
-        chosen.filter(|tiles| tiles.shared_bytes() <= shared_limit)
+        let measured = self.nearest(Kind::Units, size).and_then(|at| UnitTiles::ALL.get(at));
+        let chosen = measured.copied().unwrap_or_else(|| unit_rule_of_thumb(size));
+        Some(chosen).filter(|tiles| tiles.shared_bytes() <= shared_limit)
     }
 
-    /// What was best for the size class nearest to this one.
+    /// One choice, for products of this size.
+    pub(crate) fn only(kind: Kind, size: [usize; 3], index: usize) -> Self {
+        Self { choices: [(class(kind, size), index)].into() }
+    }
+
+    /// What was best for the size class nearest to this one, if any is near.
     fn nearest(&self, kind: Kind, size: [usize; 3]) -> Option<usize> {
         let own = logs(size);
         let distance = |logs: &[u32; 3]| -> u32 {
             logs.iter().zip(own).map(|(log, own)| log.abs_diff(own)).sum()
         };
-        let measured = self.choices.iter().filter(|((of, _), _)| *of == kind);
+        let near = |(of, logs): &Class| *of == kind && distance(logs) <= NEAR;
+        let measured = self.choices.iter().filter(|(class, _)| near(class));
         measured.min_by_key(|((_, logs), _)| distance(logs)).map(|(_, index)| *index)
     }
 }
@@ -190,13 +193,17 @@ fn rule_of_thumb([m, n, _]: [usize; 3]) -> Tiles {
     }
 }
 
-fn unit_rule_of_thumb([m, n, _]: [usize; 3]) -> usize {
+fn unit_rule_of_thumb([m, n, _]: [usize; 3]) -> UnitTiles {
     match m {
-        ..=32 => 6,
-        _ if m * n <= 1024 * 1024 => 4,
-        _ => 0,
+        ..=32 => UnitTiles::FLAT,
+        _ if m * n <= 1024 * 1024 => UnitTiles::MEDIUM,
+        _ => UnitTiles::LARGE,
     }
 }
+
+/// Factors of two, of all sizes together, within which one measurement speaks for
+/// another size.
+const NEAR: u32 = 5;
 
 /// Sizes within a factor of two behave alike.
 pub(crate) fn class(kind: Kind, size: [usize; 3]) -> Class {

@@ -3,15 +3,16 @@
 
 use crate::device::Generation;
 use crate::measure::{Weights, product};
+use crate::tune::{Kind, Tuning, UnitTiles};
 use half::f16;
 use mortise_types::{Result, RunControl, Tensor};
 
 /// Repeats of one product when a device is opened.
 const REPEATS: usize = 3;
 
-/// Rounds of the test when a device is opened: each format, and tiles that are
-/// full and such as are not.
-const ROUNDS: u64 = 6;
+/// Rounds of the test when a device is opened: every choice of tiles, with
+/// tiles that are full and with such as are not.
+const ROUNDS: usize = 2 * UnitTiles::ALL.len();
 
 /// Turns matrix units off where they fail their test.
 pub(crate) fn check(generation: &mut Generation) {
@@ -55,16 +56,17 @@ impl Numbers {
     }
 }
 
-/// Runs one product `repeats` times and counts answers that differ from that of
+/// Runs one product, of the tiles, format and size that are `round`'s turn,
+/// `repeats` times and counts answers that differ from that of
 /// the kernel without matrix units, or in any bit from the first.
 ///
 /// # Errors
 /// As a run.
-pub(crate) fn unstable(generation: &mut Generation, round: u64, repeats: usize) -> Result<usize> {
-    let mut numbers = Numbers(round.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+pub(crate) fn unstable(generation: &mut Generation, round: usize, repeats: usize) -> Result<usize> {
+    let mut numbers = Numbers((round as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     numbers.next();
-    let weights = [Weights::F16, Weights::Int8, Weights::Int4][round as usize % 3];
-    let whole = round % 2 == 1;
+    let weights = [Weights::F16, Weights::Int8, Weights::Int4][round % 3];
+    let (whole, tiles) = (round / UnitTiles::ALL.len() % 2 == 1, round % UnitTiles::ALL.len());
     let mut size = |most: usize, unit: usize| match whole {
         true => (1 + numbers.below(most / 128)) * 128,
         false => 9 + numbers.below(most / unit) * unit,
@@ -78,7 +80,11 @@ pub(crate) fn unstable(generation: &mut Generation, round: u64, repeats: usize) 
     let want = product(generation, [m, n, k], weights);
     generation.context.has_matrix_units = true;
     let want = want?.run(generation, vec![input.clone()], &control)?;
-    let replay = product(generation, [m, n, k], weights)?;
+    let choice = Tuning::only(Kind::Units, [m, n, k], tiles);
+    let tuned = std::mem::replace(&mut generation.tuning, choice);
+    let replay = product(generation, [m, n, k], weights);
+    generation.tuning = tuned;
+    let replay = replay?;
     let mut first: Option<Vec<Tensor>> = None;
     let mut failed = 0;
     for _ in 0..repeats {

@@ -73,25 +73,27 @@ impl Shadows {
 
     /// Hands a copy over, or drops it when a bound is reached.
     pub(crate) fn mirror(&self, variant: &Variant, inputs: &Named, reply: &Named) {
-        let bytes = self.bytes.take(byte_len(inputs) + byte_len(reply));
-        let copy = bytes.map(|bytes| Copy {
-            revision: variant.revision.clone(),
-            stats: variant.stats.clone(),
-            inputs: inputs.clone(),
-            reply: reply.clone(),
-            _bytes: bytes,
-        });
-        if !copy.is_some_and(|copy| self.enqueue(&variant.revision.copies, copy)) {
+        let copy = || {
+            Some(Copy {
+                _bytes: self.bytes.take(byte_len(inputs) + byte_len(reply))?,
+                revision: variant.revision.clone(),
+                stats: variant.stats.clone(),
+                inputs: inputs.clone(),
+                reply: reply.clone(),
+            })
+        };
+        if !self.enqueue(&variant.revision.copies, copy) {
             variant.stats.shadow_dropped();
         }
     }
 
-    /// Whether there was room.
-    fn enqueue(&self, copies: &Arc<CopyQueue>, copy: Copy) -> bool {
+    /// Whether there was room. The copy is made only then.
+    fn enqueue(&self, copies: &Arc<CopyQueue>, copy: impl FnOnce() -> Option<Copy>) -> bool {
         let mut state = copies.state.lock();
         if state.waiting.len() >= MAX_WAITING {
             return false;
         }
+        let Some(copy) = copy() else { return false };
         state.has_worker = state.has_worker || self.start_worker(copies.clone());
         if state.has_worker {
             state.waiting.push_back(copy);

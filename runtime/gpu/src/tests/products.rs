@@ -2,7 +2,7 @@
 
 use super::check::{Graph, Random};
 use crate::device::Generation;
-use crate::tune::{Kind, Tiles, Tuning, class};
+use crate::tune::{Kind, Tiles, Tuning};
 use mortise_types::{Attribute, DType, Tensor};
 
 const SIZES: [usize; 4] = [1, 7, 33, 129];
@@ -62,7 +62,7 @@ fn products_in_fours_match_float64_by_all_tiles() {
     let mut random = Random::new();
     for index in 0..Tiles::ALL.len() {
         for size in [[12, 132, 36], [100, 64, 256]] {
-            generation.tuning = Tuning { choices: [(class(Kind::Tiles, size), index)].into() };
+            generation.tuning = Tuning::only(Kind::Tiles, size, index);
             for (turn_a, turn_b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                 fours(&generation, &mut random, size, [turn_a, turn_b]);
             }

@@ -10,5 +10,5 @@ mod watched;
 pub(crate) use accept::{Acceptor, Listening, Transport};
 pub(crate) use table::{Activity, RequestUnderWay, Table, Timeouts};
 pub(crate) use tls::Tls;
-pub(crate) use trust::{agent_config, client_config};
+pub(crate) use trust::{agent_config, client_config, roots};
 pub(crate) use watched::{Watched, drive};

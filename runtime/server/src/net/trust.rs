@@ -31,29 +31,39 @@ fn certificates() -> Result<&'static [CertificateDer<'static>]> {
     Ok(found)
 }
 
-/// For connections of hyper.
+/// The same, for connections of hyper.
 ///
 /// # Errors
 /// As [`certificates`].
-pub(crate) fn client_config() -> Result<ClientConfig> {
+pub(crate) fn roots() -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     // What cannot be used vouches for nobody.
     roots.add_parsable_certificates(certificates()?.iter().cloned());
+    Ok(roots)
+}
+
+/// Believes `roots` alone.
+///
+/// # Errors
+/// `Internal` when no version of TLS is left.
+pub(crate) fn client_config(roots: RootCertStore) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::internal(format!("no TLS version is left: {error}")))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The same for requests to `url` of ureq; nothing is read for plain HTTP.
+/// For requests of ureq to `url`. Where plain HTTP leads on to TLS, the same
+/// certificates count.
 ///
 /// # Errors
-/// As [`certificates`].
+/// As [`certificates`], when `url` asks for TLS.
 pub(crate) fn agent_config(url: &str) -> Result<TlsConfig> {
-    if !url.starts_with("https:") {
-        return Ok(TlsConfig::default());
-    }
-    let known = certificates()?.iter();
-    let known: Vec<_> = known.map(|found| Certificate::from_der(found).to_owned()).collect();
+    let is_secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    let known = match certificates() {
+        Err(error) if is_secure => return Err(error),
+        found => found.unwrap_or_default(),
+    };
+    let known = known.iter().map(|found| Certificate::from_der(found).to_owned()).collect();
     Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(known))).build())
 }

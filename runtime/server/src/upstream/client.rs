@@ -1,17 +1,16 @@
 use super::grpc::Grpc;
 use super::http::{Answer, Http};
-use crate::net::client_config;
+use crate::net::{client_config, roots};
 use http::Uri;
+use http::uri::Scheme;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
 use mortise_grpc_proto::ModelInferResponse;
 use mortise_types::{Error, Result, Tensor, TraceContext};
 use mortise_wire::{NamedTensor, WireLimits};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::RootCertStore;
 
 /// Bytes of one answer.
 pub(super) const MAX_ANSWER_BYTES: usize = 1 << 30;
@@ -60,11 +59,9 @@ impl Client {
             Some("http" | "https") => {
                 Protocol::Http(Box::new(Http::new(target, &uri, authority?)?))
             }
-            Some(scheme @ ("grpc" | "grpcs")) => {
-                let scheme = if scheme == "grpcs" { "https" } else { "http" };
-                let origin =
-                    Uri::builder().scheme(scheme).authority(authority?).path_and_query("/");
-                Protocol::Grpc(Box::new(Grpc::new(target, origin.build().map_err(unsendable)?)?))
+            Some("grpc") => Protocol::Grpc(Box::new(Grpc::new(target, Scheme::HTTP, authority?)?)),
+            Some("grpcs") => {
+                Protocol::Grpc(Box::new(Grpc::new(target, Scheme::HTTPS, authority?)?))
             }
             _ => {
                 return Err(Error::unsupported(format!(
@@ -152,22 +149,15 @@ pub(super) type Connector = HttpsConnector<HttpConnector>;
 /// # Errors
 /// `NotReady` when there are no certificates to know a server by, and it is to be
 /// reached over TLS.
-pub(super) fn connector(target: &UpstreamTarget, over: Over) -> Result<Connector> {
+pub(super) fn connector(target: &UpstreamTarget, scheme: &Scheme, over: Over) -> Result<Connector> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(Duration::from_millis(target.timeout_ms)));
     // Whether it is "https:" is for the connector around it to say.
     connector.enforce_http(false);
-    let is_secure = target.url.starts_with("https:") || target.url.starts_with("grpcs:");
-    let tls = match is_secure {
-        true => client_config()?,
-        // Knows nobody, and is not asked.
-        false => ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::internal(format!("no TLS version is left: {error}")))?
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth(),
-    };
+    // Without TLS nobody is asked for.
+    let known = if *scheme == Scheme::HTTPS { roots()? } else { RootCertStore::empty() };
+    let tls = client_config(known)?;
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     Ok(match over {
         Over::Http1 => builder.enable_http1().wrap_connector(connector),

@@ -1,9 +1,12 @@
 //! Another server over gRPC: one connection, on which requests run beside each
 //! other.
 
-use super::client::{Connector, MAX_ANSWER_BYTES, Over, Question, Reply, cause, connector};
+use super::client::{
+    Connector, MAX_ANSWER_BYTES, Over, Question, Reply, cause, connector, unsendable,
+};
 use crate::trace;
 use http::Uri;
+use http::uri::{Authority, Scheme};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use mortise_deploy::{UpstreamModel, UpstreamTarget};
@@ -28,18 +31,22 @@ pub(super) struct Grpc {
 }
 
 impl Grpc {
-    /// `origin` has the scheme `http` or `https`.
-    ///
     /// # Errors
     /// As [`connector`].
-    pub(super) fn new(target: &UpstreamTarget, origin: Uri) -> Result<Self> {
+    pub(super) fn new(
+        target: &UpstreamTarget,
+        scheme: Scheme,
+        authority: Authority,
+    ) -> Result<Self> {
         let channel = HyperClient::builder(TokioExecutor::new())
             .http2_only(true)
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .http2_keep_alive_interval(KEEPALIVE)
             .http2_keep_alive_timeout(KEEPALIVE)
-            .build(connector(target, Over::Http2)?);
+            .build(connector(target, &scheme, Over::Http2)?);
+        let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/");
+        let origin = origin.build().map_err(unsendable)?;
         let service = GrpcInferenceServiceClient::with_origin(channel, origin)
             .max_decoding_message_size(MAX_ANSWER_BYTES)
             .max_encoding_message_size(usize::MAX);

@@ -48,14 +48,14 @@ impl Http {
     /// # Errors
     /// As [`connector`].
     pub(super) fn new(target: &UpstreamTarget, uri: &Uri, authority: Authority) -> Result<Self> {
+        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
         let http = HyperClient::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(target.max_concurrent)
             .pool_timer(TokioTimer::new())
-            .build(connector(target, Over::Http1)?);
+            .build(connector(target, &scheme, Over::Http1)?);
         let prefix = uri.path().trim_end_matches('/').to_string();
         let model_path = model_path(&target.model, target.version.as_deref());
-        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
         Ok(Self { http, scheme, authority, model_path, prefix })
     }
 

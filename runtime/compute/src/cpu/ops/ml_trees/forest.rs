@@ -97,9 +97,25 @@ struct Node<T> {
 /// The bit of a node's feature that says that NaN passes its comparison.
 const MISSING_IS_TRUE: u32 = 1 << 31;
 
+impl<T> Node<T> {
+    fn column(&self) -> u32 {
+        self.feature & !MISSING_IS_TRUE
+    }
+
+    fn takes_missing(&self) -> bool {
+        self.feature & MISSING_IS_TRUE != 0
+    }
+}
+
+/// Whether a node takes NaN, and this is one; without a branch.
+#[expect(clippy::eq_op, reason = "only NaN differs from itself")]
+fn is_missing<X: Real>(feature: u32, x: X) -> bool {
+    (feature & MISSING_IS_TRUE != 0) & (x != x)
+}
+
 pub(super) struct Forest<T> {
     nodes: Vec<Node<T>>,
-    rules: Vec<Rule>,
+    modes: Vec<Mode>,
     /// `Some` when all interior nodes compare alike.
     uniform: Option<Mode>,
     /// Whether NaN passes any comparison.
@@ -125,12 +141,6 @@ pub(super) struct NodeRecord<T> {
     pub(super) no: u32,
     /// Of the weights.
     pub(super) span: (u32, u32),
-}
-
-#[derive(Clone, Copy)]
-struct Rule {
-    mode: Mode,
-    missing_is_true: bool,
 }
 
 /// What a block of rows got from a forest.
@@ -164,7 +174,7 @@ impl<T: Real> Forest<T> {
         let Layout { order, placed, .. } = layout;
         let mut forest = Self {
             nodes: Vec::with_capacity(order.len()),
-            rules: Vec::with_capacity(order.len()),
+            modes: Vec::with_capacity(order.len()),
             uniform: None,
             tracks_missing: false,
             roots,
@@ -181,8 +191,8 @@ impl<T: Real> Forest<T> {
                 forest.members.insert(position as u32, sorted(set));
             }
         }
-        forest.uniform = uniform(&forest.rules);
-        forest.tracks_missing = forest.rules.iter().any(|rule| rule.missing_is_true);
+        forest.uniform = uniform(&forest.modes);
+        forest.tracks_missing = forest.nodes.iter().any(Node::takes_missing);
         forest.attach_weights(raw, &placed);
         Ok(forest)
     }
@@ -195,7 +205,7 @@ impl<T: Real> Forest<T> {
             feature: raw.feature | if raw.missing_is_true { MISSING_IS_TRUE } else { 0 },
             children: [child(raw.no), child(raw.yes)],
         });
-        self.rules.push(Rule { mode: raw.mode, missing_is_true: raw.missing_is_true });
+        self.modes.push(raw.mode);
         self.column_count = self.column_count.max(raw.feature as usize + 1);
     }
 
@@ -236,9 +246,10 @@ impl<T: Real> Forest<T> {
     /// # Panics
     /// When there is no such node.
     pub(super) fn node(&self, at: usize) -> NodeRecord<T> {
-        let Node { value, feature, children: [no, yes] } = self.nodes[at];
-        let feature = feature & !MISSING_IS_TRUE;
-        let Rule { mode, missing_is_true } = self.rules[at];
+        let node = &self.nodes[at];
+        let Node { value, children: [no, yes], .. } = *node;
+        let (mode, missing_is_true) = (self.modes[at], node.takes_missing());
+        let feature = node.column();
         NodeRecord { mode, missing_is_true, value, feature, yes, no, span: self.spans[at] }
     }
 
@@ -311,7 +322,10 @@ impl<T: Real> Forest<T> {
             Some(Mode::Lt) => self.walk_alike(values, columns, scores, seen, |x, t| x < t),
             Some(Mode::Gte) => self.walk_alike(values, columns, scores, seen, |x, t| x >= t),
             Some(Mode::Gt) => self.walk_alike(values, columns, scores, seen, |x, t| x > t),
-            _ => self.walk_all(values, columns, scores, seen, |at, _, x, t| self.test(at, x, t)),
+            _ => {
+                let test = |at, feature, x, t| self.test(at, x, t) | is_missing(feature, x);
+                self.walk_all(values, columns, scores, seen, test);
+            }
         }
     }
 
@@ -327,16 +341,13 @@ impl<T: Real> Forest<T> {
         if !self.tracks_missing {
             return self.walk_all(values, columns, scores, seen, |_, _, x, t| compare(x, t));
         }
-        #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
-        self.walk_all(values, columns, scores, seen, |_, feature, x, t| {
-            compare(x, t) | ((feature & MISSING_IS_TRUE != 0) & (x != x))
-        });
+        let test = |_, feature, x, t| compare(x, t) | is_missing(feature, x);
+        self.walk_all(values, columns, scores, seen, test);
     }
 
     /// The comparison of a node whose rule is its own.
     fn test<X: Real>(&self, node: u32, x: X, threshold: X) -> bool {
-        let Rule { mode, missing_is_true } = self.rules[node as usize];
-        let holds = match mode {
+        match self.modes[node as usize] {
             Mode::Leq => x <= threshold,
             Mode::Lt => x < threshold,
             Mode::Gte => x >= threshold,
@@ -350,10 +361,7 @@ impl<T: Real> Forest<T> {
                 .is_ok()
             }),
             Mode::Leaf => true,
-        };
-        #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
-        let missing = x != x;
-        holds || (missing_is_true && missing)
+        }
     }
 
     fn walk_all<X: Real>(
@@ -431,7 +439,7 @@ impl<T: Real> Forest<T> {
     #[inline(always)]
     fn step<X: Real>(&self, at: u32, line: &[X], test: &impl Fn(u32, u32, X, X) -> bool) -> u32 {
         let node = &self.nodes[at as usize];
-        let x = line[(node.feature & !MISSING_IS_TRUE) as usize];
+        let x = line[node.column() as usize];
         let holds = test(at, node.feature, x, convert(node.value));
         node.children[usize::from(holds)]
     }
@@ -499,11 +507,10 @@ fn sorted<T: Real>(set: &[f64]) -> Vec<T> {
     set
 }
 
-fn uniform(rules: &[Rule]) -> Option<Mode> {
-    let mut interior = rules.iter().filter(|rule| rule.mode != Mode::Leaf);
-    let first = interior.next().map_or(Mode::Leq, |rule| rule.mode);
-    let alike = rules.iter().filter(|rule| rule.mode != Mode::Leaf).all(|rule| rule.mode == first);
-    alike.then_some(first)
+fn uniform(modes: &[Mode]) -> Option<Mode> {
+    let mut interior = modes.iter().copied().filter(|mode| *mode != Mode::Leaf);
+    let first = interior.next().unwrap_or(Mode::Leq);
+    interior.all(|mode| mode == first).then_some(first)
 }
 
 const UNPLACED: u32 = u32::MAX;
