@@ -102,6 +102,13 @@ impl Lists {
         id
     }
 
+    /// With weights whose sums have no rounding, in whatever order, so that no
+    /// label hangs on a last bit.
+    fn exact(mut self) -> Self {
+        self.leaves.iter_mut().for_each(|leaf| leaf.3 = on_grid(leaf.3));
+        self
+    }
+
     fn add_leaves(&mut self, random: &mut Random, shape: Shape, (tree, id): (i64, i64)) {
         let spread = shape.targets - shape.first_target;
         for _ in 0..random.usize(shape.weights + 1).max(shape.weights.min(1)) {
@@ -281,7 +288,7 @@ fn classifiers_agree() {
     // One of two classes, the first.
     for bases in [0, 1, 2] {
         let shape = Shape { targets: 2, ..SHAPE };
-        let mut lists = Lists::random(&mut random, shape);
+        let mut lists = Lists::random(&mut random, shape).exact();
         lists.leaves.iter_mut().for_each(|leaf| leaf.2 = 0);
         agrees(&mut random, &lists, shape, "LOGISTIC", bases);
     }
@@ -289,7 +296,7 @@ fn classifiers_agree() {
 
 fn classify(random: &mut Random, shape: Shape, transform: &str, bases: usize) {
     // Few trees with few leaves, so that scores lie around the limits.
-    let lists = Lists::random(random, Shape { trees: 5, depth: 2, ..shape });
+    let lists = Lists::random(random, Shape { trees: 5, depth: 2, ..shape }).exact();
     agrees(random, &lists, shape, transform, bases);
 }
 
@@ -298,6 +305,11 @@ fn agrees(random: &mut Random, lists: &Lists, shape: Shape, transform: &str, bas
     let x = rows(random, 65, shape.columns);
     let label = format!("{transform} {} {} {bases}", shape.targets, shape.first_target);
     graph.agrees_on_device(&label, &[x], COARSE);
+}
+
+/// Sums of these have no rounding.
+fn on_grid(value: f32) -> f32 {
+    (value * 64.0).round() / 64.0
 }
 
 fn classifier(
@@ -312,7 +324,8 @@ fn classifier(
     attributes.push(("classlabels_int64s".into(), Attribute::Ints(labels)));
     attributes.push(("post_transform".into(), text(transform)));
     if bases > 0 {
-        let base = random.floats(&[bases]).as_slice::<f32>().unwrap().to_vec();
+        let base = random.floats(&[bases]);
+        let base = base.as_slice::<f32>().unwrap().iter().map(|value| on_grid(*value)).collect();
         attributes.push(("base_values".into(), Attribute::Floats(base)));
     }
     let mut graph = Graph::default();
@@ -391,10 +404,10 @@ fn unified_ensembles_agree() {
 fn five_hundred_trees_agree() {
     let mut random = Random::new();
     let shape = Shape { trees: 500, depth: 6, columns: 28, ..SHAPE };
-    let lists = Lists::random(&mut random, shape);
+    let lists = Lists::random(&mut random, shape).exact();
     let graph = regressor(&lists, shape, &[]);
     let pair = Shape { targets: 2, first_target: 1, ..shape };
-    let lists = Lists::random(&mut random, pair);
+    let lists = Lists::random(&mut random, pair).exact();
     let classes = classifier(&mut random, &lists, pair, "LOGISTIC", 0);
     for count in [1, 1024] {
         let x = rows(&mut random, count, shape.columns);
@@ -442,7 +455,7 @@ fn hostile_nodes_neither_hang_nor_read_elsewhere() {
 fn labels_of_text_are_left_to_the_cpu() {
     let mut random = Random::new();
     let shape = Shape { targets: 2, ..SHAPE };
-    let lists = Lists::random(&mut random, shape);
+    let lists = Lists::random(&mut random, shape).exact();
     let mut graph = classifier(&mut random, &lists, shape, "NONE", 0);
     let attributes = &mut graph.def.body.nodes[0].attributes;
     attributes.retain(|(name, _)| &**name != "classlabels_int64s");
