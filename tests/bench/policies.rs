@@ -1,6 +1,7 @@
 //! What routing costs: a router alone, in its own program, and a million keys
 //! through the routers that are sticky; then the throughput
-//! of a server with a router, a transform and two versions beside one without;
+//! of a server with a router, a transform and two versions beside one without,
+//! the transform being a graph, or a plugin that is entered for each request;
 //! and the tail of replies, open-loop, while a share of the requests is copied
 //! to a shadow that answers, and to one that never does.
 
@@ -22,6 +23,10 @@ const CONNECTIONS: usize = 16;
 /// Share of the capacity that is offered beside a shadow.
 const OFFERED: f64 = 0.3;
 
+/// Requests of an open-loop run that are due before this are not counted: they
+/// wait for connections to be made.
+const WARM: Duration = Duration::from_millis(500);
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Interleaved pairs of each comparison.
@@ -38,6 +43,7 @@ pub(crate) struct Args {
 struct Ratios {
     routed: Vec<f64>,
     transformed: Vec<f64>,
+    entered: Vec<f64>,
     twin: Vec<f64>,
     shadowed: Vec<f64>,
     hanging: Vec<f64>,
@@ -54,13 +60,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     deploy_all(&mut admin)?;
     let time = Duration::from_secs(args.seconds);
     let mut ratios = Ratios::default();
-    for _ in 0..args.pairs {
-        round(&server, time, &mut ratios)?;
+    for number in 0..args.pairs {
+        round(&server, time, number, &mut ratios)?;
     }
     let copies = copies(&mut admin)?;
     ensure!(copies > 0, "no copy was run");
     let medians = [
         ("throughput_ratio", ratios.transformed),
+        ("throughput_ratio_entered", ratios.entered),
         ("throughput_ratio_router", ratios.routed),
         ("throughput_ratio_aa", ratios.twin),
         ("shadow_p99_ratio", ratios.shadowed),
@@ -77,14 +84,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn deploy_all(admin: &mut Admin) -> Result<()> {
-    for name in ["plain", "twin", "routed", "transformed", "shadowed", "hanging"] {
+    for name in ["plain", "twin", "routed", "shadowed", "hanging"] {
         admin.deploy(name, &digits(None)?)?;
     }
     admin.deploy("routed", &digits(Some(split("weighted", Value::Null)))?)?;
-    let transformed = || Ok::<_, anyhow::Error>(digits(None)?.transform(faults(0)));
-    admin.deploy("transformed", &transformed()?)?;
-    let second = transformed()?.rollout(split("weighted", Value::Null));
-    admin.deploy("transformed", &second)?;
+    for (name, transform) in [("transformed", limits()), ("entered", faults(0))] {
+        let deployment = || Ok::<_, anyhow::Error>(digits(None)?.transform(transform.clone()));
+        admin.deploy(name, &deployment()?)?;
+        admin.deploy(name, &deployment()?.rollout(split("weighted", Value::Null)))?;
+    }
     admin.deploy("shadowed", &digits(Some(split("shadow", json!(0.1))))?)?;
     // Runs until it is stopped.
     let endless = digits(Some(split("shadow", json!(0.1))))?.transform(faults(1 << 50));
@@ -92,26 +100,41 @@ fn deploy_all(admin: &mut Admin) -> Result<()> {
     Ok(())
 }
 
-fn round(server: &Server, time: Duration, ratios: &mut Ratios) -> Result<()> {
+fn round(server: &Server, time: Duration, number: usize, ratios: &mut Ratios) -> Result<()> {
     let rps = |name: &str| Ok::<_, anyhow::Error>(measure(server, name, time)?.rps());
-    let (plain, routed) = (rps("plain")?, rps("routed")?);
-    let (transformed, twin) = (rps("transformed")?, rps("twin")?);
+    let names = ["plain", "routed", "transformed", "entered", "twin"];
+    let [plain, routed, transformed, entered, twin] = in_turn(names, number, rps)?;
     ratios.routed.push(routed / plain);
     ratios.transformed.push(transformed / plain);
+    ratios.entered.push(entered / plain);
     ratios.twin.push(twin / plain);
     let p99 = |name: &str| tail(server, name, plain * OFFERED, time);
-    let (alone, shadowed) = (p99("plain")?, p99("shadowed")?);
-    let (hanging, twin_tail) = (p99("hanging")?, p99("twin")?);
+    let names = ["plain", "shadowed", "hanging", "twin"];
+    let [alone, shadowed, hanging, twin_tail] = in_turn(names, number, p99)?;
     ratios.shadowed.push(shadowed / alone);
     ratios.hanging.push(hanging / alone);
     ratios.twin_tail.push(twin_tail / alone);
     println!(
-        "plain {plain:.0} rps, routed {routed:.0}, with a transform {transformed:.0}, twin \
-         {twin:.0}; p99 at {:.0} rps: plain {alone:.0} us, shadow {shadowed:.0}, hanging shadow \
+        "plain {plain:.0} rps, routed {routed:.0}, with a transform {transformed:.0}, \
+         entered for each request {entered:.0}, twin {twin:.0}; p99 at {:.0} rps: plain {alone:.0} us, shadow {shadowed:.0}, hanging shadow \
          {hanging:.0}, twin {twin_tail:.0}",
         plain * OFFERED
     );
     Ok(())
+}
+
+/// Measures each endpoint, in another order in each round, so that none gains
+/// by its place.
+fn in_turn<const N: usize>(
+    names: [&str; N],
+    round: usize,
+    measure: impl Fn(&str) -> Result<f64>,
+) -> Result<[f64; N]> {
+    let mut results = [0.0; N];
+    for at in (0..N).map(|at| (at + round) % N) {
+        results[at] = measure(names[at])?;
+    }
+    Ok(results)
 }
 
 /// What `mortise-bench-policies` prints.
@@ -143,6 +166,16 @@ fn split(router: &str, share: Value) -> Rollout {
     let strategy = Part::builtin("manual").set("weight", 50);
     let key = Some("header:user".to_owned());
     Rollout { router: Some(router), key, ..Rollout::of(strategy) }
+}
+
+/// Limits the pixels: a graph, which is fused with the model's.
+fn limits() -> Part {
+    let column = json!({"name": "pixels", "type": "number", "width": 64});
+    let step = json!({"step": "clip", "columns": {"pixels": {"min": 0, "max": 16}}});
+    Part::builtin("tabular")
+        .set("columns", json!([column]))
+        .set("steps", json!([step]))
+        .set("output", json!({"name": "pixels"}))
 }
 
 /// A plugin that passes pixels through, after some rounds of arithmetic.
@@ -179,13 +212,14 @@ fn tail(server: &Server, name: &str, per_second: f64, duration: Duration) -> Res
         address: server.http,
         requests: requests(name),
         per_second,
-        duration,
+        duration: WARM + duration,
         max_connections: 256,
     }
     .run()?;
     let failed = offered.answers.iter().filter(|answer| answer.status != 200).count();
     ensure!(failed == 0, "{failed} requests to {name} failed");
-    let mut latency: Vec<u32> = offered.answers.iter().map(|answer| answer.latency_us).collect();
+    let counted = offered.answers.iter().filter(|answer| answer.due >= WARM);
+    let mut latency: Vec<u32> = counted.map(|answer| answer.latency_us).collect();
     Ok(f64::from(stats::percentile(&mut latency, 0.99).max(1)))
 }
 

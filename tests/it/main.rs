@@ -21,5 +21,6 @@ mod rollouts;
 mod serving;
 mod tracing;
 mod traffic;
+mod transforms;
 mod upstreams;
 mod walkthrough;

@@ -6,12 +6,12 @@ use crate::config::{Affine, Bins, Categories, Closed, Limits, Pipeline, Step, Un
 use crate::graph::working_dtype;
 use mortise_plugin_sdk::{DType, Error, Result};
 
-/// The values of one column.
+/// The values of one column, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Values {
     Numbers(Vec<f64>),
     Texts(Vec<Vec<u8>>),
-    /// `rows × width`, row by row.
+    /// One-hot.
     Block {
         values: Vec<f32>,
         width: usize,
@@ -40,26 +40,26 @@ pub(crate) fn run(pipeline: &Pipeline, columns: Vec<Values>) -> Result<Features>
 }
 
 fn check_rows(pipeline: &Pipeline, columns: &[Values]) -> Result<usize> {
-    let rows = columns.first().map_or(0, Values::rows);
+    let mut first = None;
     for (column, values) in pipeline.columns.iter().zip(columns) {
-        if values.rows() != rows {
+        let rows = values.len() / column.width;
+        let (name, want) = *first.get_or_insert((&column.name, rows));
+        if rows != want {
             return Err(Error::invalid(format!(
-                "column \"{}\" has {} rows, \"{}\" has {rows}",
-                column.name,
-                values.rows(),
-                pipeline.columns[0].name
+                "column \"{}\" has {rows} rows, \"{name}\" has {want}",
+                column.name
             )));
         }
     }
-    Ok(rows)
+    Ok(first.map_or(0, |(_, rows)| rows))
 }
 
 impl Values {
-    fn rows(&self) -> usize {
+    fn len(&self) -> usize {
         match self {
             Self::Numbers(values) => values.len(),
             Self::Texts(values) => values.len(),
-            Self::Block { values, width } => values.len() / width.max(&1),
+            Self::Block { values, .. } => values.len(),
         }
     }
 }
@@ -194,7 +194,10 @@ impl State<'_> {
 
     fn part(&self, column: usize) -> (Vec<f32>, usize) {
         match &self.columns[column] {
-            Values::Numbers(values) => (values.iter().map(|&value| value as f32).collect(), 1),
+            Values::Numbers(values) => {
+                let width = self.pipeline.columns[column].width;
+                (values.iter().map(|&value| value as f32).collect(), width)
+            }
             Values::Block { values, width } => (values.clone(), *width),
             // The checks of the configuration leave no text at the end.
             Values::Texts(_) => (Vec::new(), 0),

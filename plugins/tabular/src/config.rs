@@ -1,7 +1,7 @@
 //! The configuration as it is written, and its meaning once checked: every
 //! step refers to columns that exist and have the type that it needs.
 
-use mortise_plugin_sdk::{DType, Error, Result};
+use mortise_plugin_sdk::{DType, Error, Result, TensorSpec, VARIABLE};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,6 +24,8 @@ struct RawColumn {
     kind: RawKind,
     /// Of numbers: `FP32` (the default), `FP64` or `INT64`.
     dtype: Option<String>,
+    /// Of numbers: how many a row has; 1 by default.
+    width: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -139,6 +141,16 @@ pub(crate) struct Pipeline {
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) dtype: DType,
+    /// Values in each row: more than 1 for vectors of numbers.
+    pub(crate) width: usize,
+}
+
+impl Column {
+    /// The tensor of a request: `[rows, width]`.
+    pub(crate) fn spec(&self) -> TensorSpec {
+        let width = i64::try_from(self.width).unwrap_or(VARIABLE);
+        TensorSpec::new(&self.name, self.dtype, [VARIABLE, width])
+    }
 }
 
 /// One step for some columns.
@@ -200,6 +212,8 @@ pub(crate) struct Bins {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Number,
+    /// Several numbers in each row.
+    Vector,
     Text,
     /// One-hot columns.
     Block,
@@ -209,6 +223,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::Number => "a number",
+            Self::Vector => "a vector",
             Self::Text => "a string",
             Self::Block => "already one-hot",
         }
@@ -249,7 +264,8 @@ impl Pipeline {
             Step::OneHot(columns, _) => columns.iter().find(|(index, _)| *index == column),
             _ => None,
         });
-        one_hots.next_back().map_or(1, |(_, categories)| categories.len())
+        let width = self.columns[column].width;
+        one_hots.next_back().map_or(width, |(_, categories)| categories.len())
     }
 }
 
@@ -270,7 +286,15 @@ fn column(raw: &RawColumn) -> Result<Column> {
             )));
         }
     };
-    Ok(Column { name: raw.name.clone(), dtype })
+    let width = raw.width.unwrap_or(1);
+    match (dtype, width) {
+        (_, 0) => Err(Error::invalid(format!("column \"{}\" has the width 0", raw.name))),
+        (DType::String, 2..) => Err(Error::invalid(format!(
+            "column \"{}\" has a width, which is for numbers; strings have a column each",
+            raw.name
+        ))),
+        _ => Ok(Column { name: raw.name.clone(), dtype, width }),
+    }
 }
 
 fn check_names(columns: &[Column]) -> Result<()> {
@@ -285,7 +309,11 @@ fn check_names(columns: &[Column]) -> Result<()> {
 }
 
 fn initial_kind(column: &Column) -> Kind {
-    if column.dtype == DType::String { Kind::Text } else { Kind::Number }
+    match (column.dtype, column.width) {
+        (DType::String, _) => Kind::Text,
+        (_, 1) => Kind::Number,
+        _ => Kind::Vector,
+    }
 }
 
 /// Follows what each column holds from step to step.
@@ -308,6 +336,7 @@ impl Checker<'_> {
             RawStep::OneHot { columns, unknown } => self.one_hot(columns, unknown)?,
             RawStep::Bin { columns } => {
                 let columns = self.numbers(columns, bins)?;
+                columns.iter().try_for_each(|(index, _)| self.check_single(*index))?;
                 columns.iter().for_each(|(index, _)| self.kinds[*index] = Kind::Text);
                 vec![Step::Bin(columns)]
             }
@@ -319,7 +348,7 @@ impl Checker<'_> {
         for (name, value) in values {
             let index = self.find(&name)?;
             match (self.kinds[index], value) {
-                (Kind::Number, Literal::Number(value)) => numbers.push((index, value)),
+                (Kind::Number | Kind::Vector, Literal::Number(value)) => numbers.push((index, value)),
                 (Kind::Text, Literal::Text(value)) => texts.push((index, value)),
                 (kind, _) => return Err(self.wrong_kind(index, kind, "a value of its own type")),
             }
@@ -367,7 +396,15 @@ impl Checker<'_> {
                 };
                 Ok(Categories::Texts(categories.into_iter().map(text).collect::<Result<_>>()?))
             }
+            Kind::Vector => Err(self.wrong_kind(index, kind, "a number or a string")),
             Kind::Block => Err(wrong()),
+        }
+    }
+
+    fn check_single(&self, index: usize) -> Result<()> {
+        match self.kinds[index] {
+            kind @ Kind::Vector => Err(self.wrong_kind(index, kind, "a number")),
+            _ => Ok(()),
         }
     }
 
@@ -408,7 +445,7 @@ impl Checker<'_> {
     fn find_number(&self, name: &str) -> Result<usize> {
         let index = self.find(name)?;
         match self.kinds[index] {
-            Kind::Number => Ok(index),
+            Kind::Number | Kind::Vector => Ok(index),
             kind => Err(self.wrong_kind(index, kind, "a number")),
         }
     }
@@ -566,6 +603,26 @@ mod tests {
         for (steps, want) in cases {
             assert_eq!(with_steps(steps), want);
         }
+    }
+
+    #[test]
+    fn vectors_are_of_numbers_and_stay_whole() {
+        let with = |column: &str, steps: &str| {
+            error(&format!(r#"{{"columns": [{column}], "steps": [{steps}]}}"#))
+        };
+        let pixels = r#"{"name": "x", "type": "number", "width": 3}"#;
+        let cases = [
+            (pixels, r#"{"step": "one_hot", "columns": {"x": [1]}}"#),
+            (pixels, r#"{"step": "bin", "columns": {"x": {"edges": [1]}}}"#),
+        ];
+        for (column, step) in cases {
+            let message = with(column, step);
+            assert!(message.contains("column \"x\" is a vector here"), "{message}");
+        }
+        let texts = with(r#"{"name": "x", "type": "string", "width": 2}"#, "");
+        assert!(texts.contains("strings have a column each"), "{texts}");
+        let none = with(r#"{"name": "x", "type": "number", "width": 0}"#, "");
+        assert!(none.contains("has the width 0"), "{none}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! so that a step is a few operators however many columns it touches; columns
 //! that a step leaves alone get parameters that change nothing.
 
-use crate::config::{Affine, Bins, Categories, Closed, Limits, Pipeline, Step};
-use mortise_plugin_sdk::{DType, Graph, GraphBuilder, Result, Tensor, TensorSpec, VARIABLE, Value};
+use crate::config::{Affine, Bins, Categories, Closed, Column, Limits, Pipeline, Step};
+use mortise_plugin_sdk::{DType, Graph, GraphBuilder, Result, Tensor, Value};
 
 /// # Errors
 /// When the host refuses the graph.
@@ -21,8 +21,8 @@ pub(crate) fn build(pipeline: &Pipeline) -> Result<Graph> {
 /// Where a column is at some point of the pipeline.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// A column of a matrix.
-    Matrix { matrix: usize, index: usize },
+    /// Columns of a matrix, from `index`.
+    Matrix { matrix: usize, index: usize, width: usize },
     /// `[rows, 1]` strings.
     Text(Value),
     /// `[rows, categories]` of `FP32`.
@@ -46,8 +46,7 @@ impl<'a> State<'a> {
     fn new(graph: &'a GraphBuilder, pipeline: &Pipeline) -> Result<Self> {
         let mut inputs = Vec::new();
         for column in &pipeline.columns {
-            let spec = TensorSpec::new(&column.name, column.dtype, [VARIABLE, 1]);
-            inputs.push((graph.input(&spec)?, column.dtype));
+            inputs.push((graph.input(&column.spec())?, column));
         }
         let mut state = Self { graph, matrices: Vec::new(), places: Vec::new() };
         state.places = inputs.iter().map(|&(value, _)| Place::Text(value)).collect();
@@ -58,19 +57,20 @@ impl<'a> State<'a> {
     }
 
     /// Puts the inputs that are computed as `dtype` into one matrix.
-    fn gather_inputs(&mut self, inputs: &[(Value, DType)], dtype: DType) -> Result<()> {
+    fn gather_inputs(&mut self, inputs: &[(Value, &Column)], dtype: DType) -> Result<()> {
         let matrix = self.matrices.len();
-        let mut parts = Vec::new();
-        for (column, &(value, input)) in inputs.iter().enumerate() {
-            if working_dtype(input) != Some(dtype) {
+        let (mut parts, mut index) = (Vec::new(), 0);
+        for (place, &(value, column)) in self.places.iter_mut().zip(inputs) {
+            if working_dtype(column.dtype) != Some(dtype) {
                 continue;
             }
-            self.places[column] = Place::Matrix { matrix, index: parts.len() };
-            parts.push(if input == dtype { value } else { self.graph.cast(value, dtype)? });
+            *place = Place::Matrix { matrix, index, width: column.width };
+            index += column.width;
+            parts.push(if column.dtype == dtype { value } else { self.graph.cast(value, dtype)? });
         }
         if !parts.is_empty() {
             let value = self.concat(&parts)?;
-            self.matrices.push(Matrix { value, dtype, width: parts.len() });
+            self.matrices.push(Matrix { value, dtype, width: index });
         }
         Ok(())
     }
@@ -107,10 +107,10 @@ impl<'a> State<'a> {
         for number in 0..self.matrices.len() {
             let mut parameters = vec![None; self.matrices[number].width];
             for (column, parameter) in columns {
-                if let Place::Matrix { matrix, index } = self.places[*column]
+                if let Place::Matrix { matrix, index, width } = self.places[*column]
                     && matrix == number
                 {
-                    parameters[index] = Some(parameter.clone());
+                    parameters[index..index + width].fill(Some(parameter.clone()));
                 }
             }
             if parameters.iter().any(Option::is_some) {
@@ -207,12 +207,13 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// A column on its own, `[rows, 1]`.
+    /// A column on its own, `[rows, width]`.
     fn single(&self, column: usize) -> Result<(Value, DType)> {
         match self.places[column] {
-            Place::Matrix { matrix, index } => {
+            Place::Matrix { matrix, index, width } => {
                 let matrix = &self.matrices[matrix];
-                Ok((self.pick(matrix, &[index])?, matrix.dtype))
+                let indices: Vec<usize> = (index..index + width).collect();
+                Ok((self.pick(matrix, &indices)?, matrix.dtype))
             }
             Place::Text(value) => Ok((value, DType::String)),
             Place::Block(value) => Ok((value, DType::F32)),
@@ -233,18 +234,18 @@ impl<'a> State<'a> {
         let mut parts = Vec::new();
         let mut rest = columns;
         while let Some((&first, tail)) = rest.split_first() {
-            let Place::Matrix { matrix, index } = self.places[first] else {
+            let Place::Matrix { matrix, index, width } = self.places[first] else {
                 parts.push(self.single(first)?.0);
                 rest = tail;
                 continue;
             };
-            let mut indices = vec![index];
+            let mut indices: Vec<usize> = (index..index + width).collect();
             rest = tail;
             while let Some((&next, tail)) = rest.split_first()
-                && let Place::Matrix { matrix: other, index } = self.places[next]
+                && let Place::Matrix { matrix: other, index, width } = self.places[next]
                 && other == matrix
             {
-                indices.push(index);
+                indices.extend(index..index + width);
                 rest = tail;
             }
             parts.push(self.features(&self.matrices[matrix], &indices)?);

@@ -1,7 +1,8 @@
 //! Named columns in, a feature matrix out.
 //!
-//! A request has one tensor of shape `[rows, 1]` per column; the output is one
-//! `FP32` tensor `[rows, features]`. The steps run in the order in which they
+//! A request has one tensor of shape `[rows, 1]` per column, or `[rows, width]`
+//! where the column has a width; the output is one `FP32` tensor
+//! `[rows, features]`. The steps run in the order in which they
 //! are written. With few exceptions they become a graph that the host runs in
 //! front of the model's, without entering this plugin.
 //!
@@ -29,7 +30,9 @@
 //!
 //! - `columns`: `type` is `number` or `string`; numbers are sent as `dtype`
 //!   `FP32` (the default), `FP64` or `INT64`, strings as `BYTES`. `FP64` and
-//!   `INT64` columns are computed in `FP64`.
+//!   `INT64` columns are computed in `FP64`. A number column with `"width": 64`
+//!   is a vector of 64 numbers in each row; `impute`, `scale`, `clip` and `log`
+//!   treat all of them alike.
 //! - `impute` replaces what is missing, which is NaN for numbers and the empty
 //!   string for strings. The value is the training data's mean or median, or
 //!   any other constant.
@@ -76,7 +79,7 @@ impl Transform for Tabular {
 
     fn apply(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let columns = inputs.iter().map(read).collect::<Result<Vec<_>>>()?;
-        let rows = inputs.first().map_or(0, Tensor::len);
+        let rows = inputs.first().map_or(0, Tensor::len) / self.pipeline.columns[0].width;
         let features = apply::run(&self.pipeline, columns)?;
         Ok(vec![Tensor::from_slice(&[rows, features.width], &features.values)?])
     }
@@ -85,11 +88,9 @@ impl Transform for Tabular {
 export_transform!(Tabular);
 
 fn signature(pipeline: &Pipeline) -> Signature {
-    let input =
-        |column: &config::Column| TensorSpec::new(&column.name, column.dtype, [VARIABLE, 1]);
     let width = i64::try_from(pipeline.width()).unwrap_or(VARIABLE);
     let output = TensorSpec::new(&pipeline.output_name, DType::F32, [VARIABLE, width]);
-    Signature { inputs: pipeline.columns.iter().map(input).collect(), outputs: vec![output] }
+    Signature { inputs: pipeline.columns.iter().map(config::Column::spec).collect(), outputs: vec![output] }
 }
 
 fn read(tensor: &Tensor) -> Result<Values> {

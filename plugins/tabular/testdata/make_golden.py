@@ -17,7 +17,7 @@ ROWS = 12
 
 
 def main():
-    cases = [numbers(np.float32, "FP32"), numbers(np.float64, "FP64"), integers(), texts(), bins(), min_max()]
+    cases = [numbers(np.float32, "FP32"), numbers(np.float64, "FP64"), integers(), texts(), bins(), min_max(), vectors()]
     lines = ",\n".join(json.dumps(case) for case in cases)
     pathlib.Path(__file__).with_name("golden.json").write_text(f"[\n{lines}\n]\n")
 
@@ -29,7 +29,7 @@ def case(name, columns, steps, inputs, expected, output=None):
 
 
 def plain(values):
-    return [None if isinstance(value, float) and np.isnan(value) else value for value in values.tolist()]
+    return [None if isinstance(value, float) and np.isnan(value) else value for value in values.ravel().tolist()]
 
 
 def holes(values):
@@ -118,6 +118,21 @@ def min_max():
     ]
     columns = [number("x"), number("y"), number("z")]
     return case("min and max", columns, steps, {"x": x, "y": y, "z": np.abs(y) + 1}, expected, ["y", "x", "z"])
+
+
+def vectors():
+    """Vectors of pixels between columns of one number."""
+    age, pixels, weight = RNG.uniform(18, 80, ROWS), holes(RNG.uniform(0, 16, (ROWS, 3))), RNG.uniform(40, 99, ROWS)
+    filled = np.where(np.isnan(pixels), 2.0, pixels)
+    expected = np.column_stack([weight, np.clip(filled / 16.0, None, 0.75), (age - 40.0) / 10.0])
+    steps = [
+        {"step": "impute", "values": {"pixels": 2.0}},
+        {"step": "scale", "columns": {"pixels": {"min": 0.0, "max": 16.0}, "age": {"mean": 40.0, "std": 10.0}}},
+        {"step": "clip", "columns": {"pixels": {"max": 0.75}}},
+    ]
+    columns = [number("age"), number("pixels") | {"width": 3}, number("weight")]
+    inputs = {"age": age, "pixels": pixels, "weight": weight}
+    return case("vectors", columns, steps, inputs, expected, ["weight", "pixels", "age"])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,14 @@ pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// cost a tenth of it; a request's deadline is first looked at after this.
 const FIRST_LOOK: Duration = Duration::from_millis(3);
 
+/// CPU time of a brief run, counted from the first tick in it, after which it
+/// is stopped. Not wall time: a thread that had to wait for a core has held
+/// nobody up.
+const BRIEF: Duration = Duration::from_millis(1);
+
+/// What the graphs of a brief run may take together.
+const BRIEF_GRAPHS: Duration = Duration::from_millis(10);
+
 /// Longest time until the clock is looked at again.
 const LONGEST_SLICE: Duration = Duration::from_secs(3600);
 
@@ -50,6 +58,14 @@ pub(crate) struct Budget {
     graph_limit: Duration,
     graph_spent: Duration,
     request_until: Option<Instant>,
+    brief: Option<Brief>,
+}
+
+/// Of a run that must not hold its thread for long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Brief {
+    /// CPU time of the thread at the first look.
+    since: Option<Duration>,
 }
 
 impl Budget {
@@ -61,7 +77,25 @@ impl Budget {
         entered: Tick,
     ) -> Self {
         let graph_spent = Duration::ZERO;
-        Self { name, own_limit, entered, graph_limit, graph_spent, request_until }
+        Self { name, own_limit, entered, graph_limit, graph_spent, request_until, brief: None }
+    }
+
+    /// For a run that is stopped after a moment.
+    pub(crate) fn brief(self) -> Self {
+        let graph_limit = self.graph_limit.min(BRIEF_GRAPHS);
+        Self { graph_limit, brief: Some(Brief::default()), ..self }
+    }
+
+    pub(crate) fn is_brief(&self) -> bool {
+        self.brief.is_some()
+    }
+
+    /// Whether the moment of a brief run is over. `cpu` is what its thread has
+    /// used so far.
+    pub(crate) fn moment_is_over(&mut self, cpu: Duration) -> bool {
+        let Some(brief) = &mut self.brief else { return false };
+        let since = *brief.since.get_or_insert(cpu);
+        cpu.saturating_sub(since) >= BRIEF
     }
 
     /// Whether the plugin was entered to load.
@@ -72,6 +106,7 @@ impl Budget {
     /// Ticks until the time is first looked at.
     pub(crate) fn first_slice(&self) -> u64 {
         match self.request_until {
+            _ if self.is_brief() => EACH_TICK,
             Some(_) => ticks(self.own_limit.min(FIRST_LOOK)),
             None => ticks(self.own_limit),
         }
@@ -79,6 +114,9 @@ impl Budget {
 
     /// Ticks until [`Budget::expired`] can say yes.
     pub(crate) fn slice(&self, tick: Tick, now: Instant) -> u64 {
+        if self.is_brief() {
+            return EACH_TICK;
+        }
         let own = self.own_left(tick);
         ticks(self.request_until.map_or(own, |until| own.min(until.saturating_duration_since(now))))
     }
@@ -109,14 +147,27 @@ impl Budget {
     /// Gives back the time that a graph took.
     ///
     /// # Errors
-    /// When the graphs of this entry took more than their own limit.
+    /// When the graphs of this entry took more than their own limit, or than a
+    /// brief run has.
     pub(crate) fn spent_on_graph(&mut self, spent: Duration) -> Result<(), Refusal> {
         self.graph_spent += spent;
         if self.graph_spent >= self.graph_limit {
+            if self.is_brief() {
+                return Err(moment_over());
+            }
             return Err(Refusal::Limit(LimitHit::time("graph_timeout", self.graph_limit)));
         }
         Ok(())
     }
+}
+
+/// Ticks between two looks at a brief run.
+const EACH_TICK: u64 = 1;
+
+/// A brief run is stopped. Whoever started it makes it again, so that nobody
+/// reads this.
+pub(crate) fn moment_over() -> Refusal {
+    Refusal::Other(Error::deadline("the plugin took longer than a brief run may"))
 }
 
 /// At least one: a deadline of no ticks traps before the time is looked at.
@@ -168,6 +219,21 @@ mod tests {
         let request = Some(now + SECOND);
         let short = Budget::new("call_timeout", SECOND * 2, SECOND, request, Tick(0));
         assert_eq!((short.first_slice(), short.slice(Tick(4), now)), (4, 1001));
+    }
+
+    #[test]
+    fn a_brief_run_is_looked_at_each_tick_and_ends_by_cpu_time() {
+        let now = Instant::now();
+        let until = Some(now + SECOND);
+        let mut brief = Budget::new("call_timeout", SECOND, SECOND, until, Tick(0)).brief();
+        assert_eq!((brief.first_slice(), brief.slice(Tick(1), now)), (1, 1));
+        assert!(!brief.moment_is_over(SECOND), "the first look only remembers");
+        assert!(!brief.moment_is_over(SECOND + BRIEF / 2));
+        assert!(brief.moment_is_over(SECOND + BRIEF));
+        assert!(brief.spent_on_graph(BRIEF_GRAPHS / 2).is_ok());
+        assert!(brief.spent_on_graph(BRIEF_GRAPHS / 2).is_err());
+        let mut long = Budget::new("call_timeout", SECOND, SECOND, until, Tick(0));
+        assert!(!long.moment_is_over(Duration::ZERO) && !long.moment_is_over(SECOND));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 use crate::bindings::{Plan, call_of, export_of, types};
-use crate::budget::TickClock;
+use crate::budget::{TickClock, moment_over};
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
 use crate::limits::Refusal;
 use crate::state::{GraphHandle, Shared, State};
 use crate::{Host, PreparedGraph, World};
-use mortise_types::{Error, Result, RunControl, Signature, Tensor};
+use mortise_types::{CutShort, Error, Result, RunControl, Signature, Tensor};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wasmtime::component::{InstancePre, Resource, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, UpdateDeadline};
 
@@ -174,11 +174,23 @@ pub(crate) fn at_epoch_deadline(
     mut store: StoreContextMut<'_, State>,
 ) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data_mut();
+    if state.budget.is_brief() && state.budget.moment_is_over(cpu_time()) {
+        state.control.cut_short(CutShort::TooLong);
+        return Err(state.trap(moment_over()));
+    }
     let (tick, now) = (state.clock.now(), Instant::now());
     match state.budget.expired(tick, now) {
         Some(refusal) => Err(state.trap(refusal)),
         None => Ok(UpdateDeadline::Continue(state.budget.slice(tick, now))),
     }
+}
+
+/// What this thread has used of a core.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes to a local of the right type.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 impl From<Error> for Failure {

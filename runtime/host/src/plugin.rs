@@ -59,6 +59,8 @@ pub struct PluginStats {
     /// Calls that ran into `call_timeout`, `graph_timeout` or the request's
     /// deadline.
     pub timeouts: u64,
+    /// Brief calls that took longer than a moment and were made again.
+    pub cut_short: u64,
     /// Calls refused because no instance came free in time, or in quarantine.
     pub refused: u64,
     /// Instances alive now.
@@ -120,7 +122,8 @@ impl Plugin {
     /// Answers one batch: `predict` of a model, `apply` of a transform, or the
     /// graph of a direct plan. Blocks until an instance is free and has
     /// answered, and needs 1 MiB of stack. The inputs must fit
-    /// [`Plugin::signature`].
+    /// [`Plugin::signature`]. A brief `control` ([`RunControl::brief`]) waits for
+    /// no instance and stops the plugin after a moment.
     ///
     /// # Errors
     /// What the plugin returned; `PluginFailed` on a trap or an answer that

@@ -3,7 +3,7 @@ use crate::instance::{Instance, Loaded};
 use crate::quarantine::Quarantine;
 use crate::state::Shared;
 use crate::{Compiled, Host, PluginHealth, PluginStats};
-use mortise_types::{Error, Result, RunControl, Signature, Tensor};
+use mortise_types::{CutShort, Error, Result, RunControl, Signature, Tensor};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +45,7 @@ struct Counts {
     calls: AtomicU64,
     traps: AtomicU64,
     timeouts: AtomicU64,
+    cut_short: AtomicU64,
     refused: AtomicU64,
     made: AtomicU64,
     quarantines: AtomicU64,
@@ -106,7 +107,11 @@ impl Pool {
     ) -> Result<Vec<Tensor>> {
         let mut instance = self.take(control)?;
         bump(&self.counts.calls);
-        match instance.call(inputs, control) {
+        let outcome = instance.call(inputs, control);
+        if control.was_cut_short().is_some() {
+            return Err(self.cut_short(instance, outcome));
+        }
+        match outcome {
             Ok(outputs) => {
                 self.give_back(instance, true);
                 check_answer(&self.shared, &self.signature, &outputs)?;
@@ -120,6 +125,28 @@ impl Pool {
                 let error = failure.error.clone();
                 self.failed(instance, failure);
                 Err(error)
+            }
+        }
+    }
+
+    /// Ends a brief call that is made again: it says nothing of the plugin.
+    fn cut_short(
+        self: &Arc<Self>,
+        instance: Instance,
+        outcome: Result<Vec<Tensor>, Failure>,
+    ) -> Error {
+        bump(&self.counts.cut_short);
+        match outcome {
+            Err(failure) if failure.retire => {
+                self.slots.lock().alive -= 1;
+                self.freed.notify_all();
+                drop(instance);
+                self.refill();
+                failure.error
+            }
+            outcome => {
+                self.give_back(instance, false);
+                outcome.err().map_or_else(busy, |failure| failure.error)
             }
         }
     }
@@ -143,6 +170,7 @@ impl Pool {
             calls: get(&self.counts.calls),
             traps: get(&self.counts.traps),
             timeouts: get(&self.counts.timeouts),
+            cut_short: get(&self.counts.cut_short),
             refused: get(&self.counts.refused),
             instances,
             last_trap,
@@ -169,11 +197,15 @@ impl Pool {
     }
 
     /// Waits for a free instance until the request's deadline, or for
-    /// `call_timeout` if it has none.
+    /// `call_timeout` if it has none; a brief run does not wait.
     fn take(&self, control: &RunControl) -> Result<Instance> {
         let mut slots = self.slots.lock();
         if let Some(instance) = self.free(&mut slots)? {
             return Ok(instance);
+        }
+        if control.is_brief() {
+            control.cut_short(CutShort::Busy);
+            return Err(busy());
         }
         let limits = &self.shared.limits;
         if slots.waiting >= limits.max_waiting_calls {
@@ -374,6 +406,11 @@ impl Pool {
             )))),
         }
     }
+}
+
+/// Nobody reads this: a brief run is made again.
+fn busy() -> Error {
+    Error::overloaded("no instance was free for a brief run")
 }
 
 /// Loading must not take time from serving.

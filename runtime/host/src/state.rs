@@ -96,7 +96,8 @@ impl State {
         let limits = &self.shared.limits;
         let (own, graph) = (limits.call_timeout, limits.graph_timeout);
         let (deadline, now) = (control.deadline(), self.clock.now());
-        self.budget = Budget::new(CALL_TIMEOUT, own, graph, deadline, now);
+        let budget = Budget::new(CALL_TIMEOUT, own, graph, deadline, now);
+        self.budget = if control.is_brief() { budget.brief() } else { budget };
         self.calls_left = limits.max_host_calls_per_call;
         self.control = control.clone();
         self.forget();

@@ -6,7 +6,7 @@ mod compat;
 
 use common::{compiled, config, evil, guests, host, limits, load, tensor, within};
 use mortise_host::{CompileLimits, Host, HostConfig, Plugin, PluginHealth, PluginLimits, World};
-use mortise_types::{Bytes, ErrorKind, Result, RunControl, Tensor};
+use mortise_types::{Bytes, CutShort, ErrorKind, Result, RunControl, Tensor};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,50 @@ fn a_call_that_misbehaves_fails_alone_and_says_why() {
         assert_answers(behave, &plugin);
         assert_eq!(plugin.health(), PluginHealth::Ready, "{behave}");
     }
+}
+
+/// What became of a brief call, and how long it held this thread.
+fn brief_call(plugin: &Plugin, value: f32) -> (Option<CutShort>, Result<Vec<Tensor>>, Duration) {
+    let control = within(LONG).brief();
+    let start = Instant::now();
+    let result = plugin.call(tensor(&[value]), &control);
+    (control.was_cut_short(), result, start.elapsed())
+}
+
+#[test]
+fn a_brief_call_ends_after_a_moment_and_says_nothing_of_the_plugin() {
+    let long = PluginLimits { call_timeout: LONG, graph_timeout: LONG, ..limits() };
+    for behave in ["loop", "run-loop"] {
+        let plugin = evil(behave, long.clone()).unwrap();
+        let (cut, result, took) = brief_call(&plugin, -1.0);
+        assert_eq!(cut, Some(CutShort::TooLong), "{behave}: {result:?}");
+        // Some milliseconds of processor time; the rest is for a busy machine.
+        assert!(took < LONG / 4, "{behave}: {took:?}");
+        assert_answers(behave, &plugin);
+        let (cut, result, _) = brief_call(&plugin, 5.0);
+        let answered = cut.is_none() && values(&result.unwrap()) == [5.0];
+        assert!(answered || cut == Some(CutShort::Busy), "{behave}: {cut:?}");
+        let stats = plugin.stats();
+        assert_eq!((stats.cut_short, stats.timeouts, stats.traps), (1, 0, 0), "{behave}");
+        assert_eq!(stats.limits_hit.len(), 0, "{behave}: {:?}", stats.limits_hit);
+    }
+}
+
+#[test]
+fn a_brief_call_waits_for_no_instance() {
+    let one = PluginLimits { instances: 1, call_timeout: LONG, ..limits() };
+    let plugin = evil("loop", one).unwrap();
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| plugin.call(tensor(&[-1.0]), &within(Duration::from_secs(2))));
+        let start = Instant::now();
+        // Until the other call has the instance, this one gets it.
+        while brief_call(&plugin, 1.0).0 != Some(CutShort::Busy) {
+            assert!(start.elapsed() < LONG, "the instance stayed free");
+        }
+        assert!(!held.is_finished(), "it waited for the other call");
+        assert_refused("loop", held.join().unwrap(), ErrorKind::Deadline, "deadline");
+    });
+    assert_eq!(plugin.stats().refused, 0);
 }
 
 #[test]

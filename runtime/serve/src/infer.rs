@@ -9,7 +9,7 @@ use crate::revision::{Revision, byte_len};
 use crate::routing::RequestFacts;
 use crate::upstream::Upstream;
 use crate::version_stats::{Execution, Timings};
-use mortise_types::{Error, ErrorKind, Result, RunControl, Tensor, TraceContext};
+use mortise_types::{CutShort, Error, ErrorKind, Result, RunControl, Tensor, TraceContext};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -369,9 +369,21 @@ impl Registry {
         permit: Permit,
     ) -> Result<Done> {
         let Request { revision, limits, .. } = request;
-        match self.runs_in_place(revision, byte_len(&inputs)) {
-            true => Ok(self.run_here(revision, inputs, permit, limits.deadline)),
-            false => self.run_queued(request, inputs, permit).await,
+        if !self.runs_in_place(revision, byte_len(&inputs)) {
+            return self.run_queued(request, inputs, permit).await;
+        }
+        // A plugin may turn out to be slow. Then the run begins again elsewhere.
+        let kept = revision.is_custom().then(|| inputs.clone());
+        match (self.run_here(revision, inputs, limits.deadline), kept) {
+            (Ok(done), _) => {
+                drop(permit);
+                Ok(done)
+            }
+            (Err(why), Some(inputs)) => {
+                revision.in_place.was_cut_short(why, self.config.clock.now());
+                self.run_queued(request, inputs, permit).await
+            }
+            (Err(_), None) => Err(Error::internal("a graph was cut short")),
         }
     }
 
@@ -391,27 +403,30 @@ impl Registry {
 
     /// Short runs stay on the thread that received them while nothing waits.
     fn runs_in_place(&self, revision: &Revision, input_bytes: usize) -> bool {
-        !revision.is_custom()
-            && revision.batcher.lets_pass()
+        revision.batcher.lets_pass()
+            && revision.in_place.is_allowed(|| self.config.clock.now())
             && revision
                 .predicted_time(input_bytes)
                 .is_some_and(|time| time < self.config.in_place_below)
     }
 
+    /// # Errors
+    /// The run has to be made again where it may take longer.
     fn run_here(
         &self,
         revision: &Revision,
         inputs: Vec<Tensor>,
-        permit: Permit,
         deadline: Instant,
-    ) -> Done {
-        let control = RunControl::new(Some(deadline), self.config.max_loop_iterations);
-        let done = match self.config.clock.now() >= deadline {
-            true => Done { outputs: Err(late()), timings: Timings::default() },
-            false => run_one(revision, inputs, &control, Duration::ZERO),
-        };
-        drop(permit);
-        done
+    ) -> std::result::Result<Done, CutShort> {
+        if self.config.clock.now() >= deadline {
+            return Ok(Done { outputs: Err(late()), timings: Timings::default() });
+        }
+        let control = RunControl::new(Some(deadline), self.config.max_loop_iterations).brief();
+        let done = run_one(revision, inputs, &control, Duration::ZERO);
+        match control.was_cut_short() {
+            None => Ok(done),
+            Some(why) => Err(why),
+        }
     }
 
     async fn run_queued(

@@ -9,6 +9,7 @@ mod config;
 mod endpoint;
 mod ensemble;
 mod fair;
+mod in_place;
 mod infer;
 mod key_sample;
 mod lineup;

@@ -1,6 +1,7 @@
 use crate::batch::Batcher;
 use crate::cache::ResponseCache;
 use crate::ensemble::Ensemble;
+use crate::in_place::InPlace;
 use crate::options::ServingOptions;
 use crate::service_time::ServiceTime;
 use crate::shadow::CopyQueue;
@@ -40,6 +41,8 @@ pub struct Revision {
     pub(crate) cache: Option<ResponseCache>,
     /// Requests to other versions that this one runs as well.
     pub(crate) copies: Arc<CopyQueue>,
+    /// Whether requests may run where they arrive.
+    pub(crate) in_place: InPlace,
     /// When it was replaced.
     retired: OnceLock<Instant>,
 }
@@ -106,6 +109,7 @@ impl Revision {
             state,
             cache: cache.map(|options| ResponseCache::new(options.max_bytes)),
             copies: Arc::default(),
+            in_place: InPlace::new(parts.stages.iter().all(Stage::can_be_brief)),
             retired: OnceLock::new(),
             steps: wiring.steps,
             slot_count: wiring.slot_count,

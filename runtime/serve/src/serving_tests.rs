@@ -6,9 +6,10 @@ use crate::options::{
     BatchOptions, CacheOptions, Rate, RateLimits, SequenceOptions, ServingOptions, StateTie,
 };
 use crate::revision::RevisionParts;
-use crate::stage::Stage;
-use crate::testing::{direct, inputs, parts, spec};
-use mortise_types::{ErrorKind, Tensor};
+use crate::stage::{CustomStage, Stage, StageRun};
+use crate::testing::{custom, direct, inputs, parts, spec};
+use mortise_host::{PluginHealth, PluginStats};
+use mortise_types::{CutShort, ErrorKind, RunControl, Tensor};
 use std::sync::atomic::AtomicUsize;
 
 /// Runs slow enough never to stay on the thread that received the request.
@@ -215,4 +216,54 @@ async fn rates_are_limited_for_each_client() {
     assert_eq!(refused.kind(), ErrorKind::RateLimited);
     assert!(refused.retry_after().is_some());
     assert!(registry.infer(by("b")).await.is_ok());
+}
+
+/// A plugin that says which thread entered it. Where it must be brief, 13 takes
+/// too long and 14 finds it busy; what it gives then is wrong.
+struct Whereabouts;
+
+impl CustomStage for Whereabouts {
+    fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
+        let value = inputs[0].as_slice::<f32>()?[0];
+        let cut = match value {
+            13.0 => Some(CutShort::TooLong),
+            14.0 => Some(CutShort::Busy),
+            _ => None,
+        };
+        cut.filter(|_| control.is_brief()).into_iter().for_each(|cut| control.cut_short(cut));
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        let is_plugin_thread = f32::from(u8::from(thread.starts_with("mortise-plugin")));
+        Ok(vec![Tensor::from_vec(&[2], vec![value, is_plugin_thread])?])
+    }
+
+    fn can_be_brief(&self) -> bool {
+        true
+    }
+
+    fn health(&self) -> PluginHealth {
+        PluginHealth::Ready
+    }
+
+    fn stats(&self) -> PluginStats {
+        PluginStats::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_plugins_run_where_requests_arrive_and_slow_calls_begin_again_elsewhere() {
+    let registry = registry();
+    let plugin = custom("m", &[spec("x")], &[spec("y")], |_| unreachable!());
+    let plugin = Stage { run: StageRun::Custom(Arc::new(Whereabouts)), ..plugin };
+    let revision = publish(&registry, plugin, ServingOptions::default());
+    let ask = async |value: f32| values(&registry.infer(call(&[value])).await.unwrap());
+    assert_eq!(ask(1.0).await, [1.0, 1.0], "nothing is known of it yet");
+    assert_eq!(ask(2.0).await, [2.0, 0.0]);
+    assert_eq!(ask(14.0).await, [14.0, 1.0]);
+    assert_eq!(ask(3.0).await, [3.0, 0.0], "being busy has no consequence");
+    assert_eq!(ask(13.0).await, [13.0, 1.0]);
+    assert_eq!(ask(4.0).await, [4.0, 1.0], "it is not trusted for a while");
+    let stats = revision.stats_snapshot();
+    assert_eq!((stats.success.count, stats.inference_count), (6, 6));
+    let endpoint = registry.endpoint("m").unwrap();
+    assert_eq!(endpoint.stats().in_flight, 0);
 }

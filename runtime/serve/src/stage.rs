@@ -33,6 +33,13 @@ pub trait CustomStage: Send + Sync {
     /// What the plugin reports, or the limit that it hit.
     fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>>;
 
+    /// Whether [`CustomStage::call`] heeds a control that is brief
+    /// ([`RunControl::brief`]): it then never holds its thread for longer than
+    /// a moment.
+    fn can_be_brief(&self) -> bool {
+        false
+    }
+
     fn health(&self) -> PluginHealth;
 
     /// Counts since the plugin was loaded.
@@ -54,6 +61,10 @@ pub trait CustomStage: Send + Sync {
 impl CustomStage for Plugin {
     fn call(&self, inputs: Vec<Tensor>, control: &RunControl) -> Result<Vec<Tensor>> {
         Plugin::call(self, inputs, control)
+    }
+
+    fn can_be_brief(&self) -> bool {
+        true
     }
 
     fn health(&self) -> PluginHealth {
@@ -86,6 +97,15 @@ impl Stage {
     /// `true` when a plugin is entered for each request.
     pub fn is_custom(&self) -> bool {
         matches!(self.run, StageRun::Custom(_))
+    }
+
+    /// Whether a run holds its thread for no longer than a moment, or than was
+    /// predicted.
+    pub(crate) fn can_be_brief(&self) -> bool {
+        match &self.run {
+            StageRun::Direct(_) => true,
+            StageRun::Custom(plugin) => plugin.can_be_brief(),
+        }
     }
 
     /// Bytes of weights and working memory that the stage's graph needs; 0 for

@@ -212,13 +212,16 @@ fn batches(page: &mut Page, rows: &[Row]) {
 /// What is read from a plugin's counts for one metric.
 type Reading = fn(&PluginStats) -> u64;
 
-const PLUGIN_METRICS: [(&str, &str, &str, Reading); 8] = [
+const PLUGIN_METRICS: [(&str, &str, &str, Reading); 9] = [
     ("mortise_plugin_instances", "gauge", "warm instances", |s| s.instances as u64),
     ("mortise_plugin_instances_made_total", "counter", "instances made", |s| s.instances_made),
     ("mortise_plugin_calls_total", "counter", "calls that reached an instance", |s| s.calls),
     ("mortise_plugin_traps_total", "counter", "calls that ended in a trap", |s| s.traps),
     ("mortise_plugin_timeouts_total", "counter", "calls that ran out of time", |s| s.timeouts),
     ("mortise_plugin_refused_total", "counter", "calls without a free instance", |s| s.refused),
+    ("mortise_plugin_cut_short_total", "counter", "calls made again on a plugin thread", |s| {
+        s.cut_short
+    }),
     ("mortise_plugin_quarantines_total", "counter", "quarantines", |s| s.quarantines),
     ("mortise_plugin_log_lines_dropped_total", "counter", "log lines dropped", |s| {
         s.log_lines_dropped

@@ -13,7 +13,7 @@ mod trace;
 mod value;
 
 pub use assets::{Asset, Assets};
-pub use deadline::{Clock, ManualClock, RunControl, SystemClock};
+pub use deadline::{Clock, CutShort, ManualClock, RunControl, SystemClock};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use graph_def::{

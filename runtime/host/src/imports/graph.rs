@@ -6,7 +6,7 @@ use crate::bindings::types::{self, Dtype};
 use crate::limits::Refusal;
 use crate::recorder::{NewAttribute, NewNode, Recorder};
 use crate::state::{GraphHandle, Shared, State};
-use mortise_types::{Attribute, DType, Error, Tensor, ValueId, WeightRef};
+use mortise_types::{Attribute, CutShort, DType, Error, Tensor, ValueId, WeightRef};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 use wasmtime::component::Resource;
@@ -100,6 +100,9 @@ impl HostGraph for State {
         let control = self.budget.graph_control(&self.control, start);
         let result = shielded("run", || graph.run(inputs, &control)).map_err(Refusal::from);
         let spent = self.budget.spent_on_graph(start.elapsed());
+        if spent.is_err() && self.budget.is_brief() {
+            self.control.cut_short(CutShort::TooLong);
+        }
         let outputs = spent.and(result).and_then(|outputs| self.hold_all(outputs));
         self.answer(outputs)
     }

@@ -77,7 +77,8 @@ fn run_alone(engine: &Engine, revision: &Revision, mut member: Member<Pending>) 
     member.answer(done);
 }
 
-/// Runs one request on this thread.
+/// Runs one request on this thread. What was cut short is no answer, and is not
+/// counted.
 pub(crate) fn run_one(
     revision: &Revision,
     inputs: Vec<Tensor>,
@@ -87,7 +88,7 @@ pub(crate) fn run_one(
     let rows = revision.row_count(&inputs);
     let Ran { outputs, took: compute_infer, transforms: transform } = revision.run(inputs, control);
     let timings = Timings { queue, compute_infer, transform, ..Timings::default() };
-    if outputs.is_ok() {
+    if outputs.is_ok() && control.was_cut_short().is_none() {
         revision.stats.executed(&Execution { rows, timings });
     }
     Done { outputs, timings }
