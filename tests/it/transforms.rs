@@ -57,7 +57,8 @@ fn request(case: &Value) -> Result<String> {
             .iter()
             .map(|value| if value.is_null() { "NaN".to_owned() } else { value.to_string() })
             .collect();
-        let head = json!({"name": name, "datatype": datatype, "shape": [data.len() / width, width]});
+        let head =
+            json!({"name": name, "datatype": datatype, "shape": [data.len() / width, width]});
         let head = head.to_string();
         Some(format!("{}, \"data\": [{}]}}", head.trim_end_matches('}'), values.join(",")))
     };

@@ -8,8 +8,8 @@
 //! - `work`: rounds of arithmetic before each answer, about a nanosecond each;
 //!   0 by default.
 //!
-//! A plugin has no source of randomness: which requests fail follows from how
-//! many came before, in each instance on its own.
+//! A plugin has no source of randomness: which requests fail follows from what
+//! they hold and from how many came before, in each instance on its own.
 
 use mortise_plugin_sdk::{
     Context, DType, Error, Loaded, Result, Signature, Tensor, TensorSpec, Transform,
@@ -63,16 +63,34 @@ impl Transform for Faults {
         for round in 0..self.work {
             black_box(round);
         }
-        let seen = self.seen.get();
-        self.seen.set(seen + 1);
-        if unit(seen) < self.fails_below {
+        if self.fails_below > 0.0 && self.fails(inputs)? {
             return Err(Error::failed("this failure was asked for (error_rate)"));
         }
         inputs.iter().map(copy).collect()
     }
 }
 
+impl Faults {
+    /// Whether the next request, with these inputs, is one of those that fail.
+    fn fails(&self, inputs: &[Tensor]) -> Result<bool> {
+        let seen = self.seen.get();
+        self.seen.set(seen + 1);
+        let mut content = 0;
+        for tensor in inputs.iter().filter(|tensor| tensor.dtype() != DType::String) {
+            content = mixed(content, &tensor.to_bytes()?);
+        }
+        // Each restart would otherwise begin with the same few that fail.
+        Ok(unit(content.wrapping_add(seen)) < self.fails_below)
+    }
+}
+
 export_transform!(Faults);
+
+/// A digest of the bytes that follow others: FNV-1a.
+fn mixed(before: u64, bytes: &[u8]) -> u64 {
+    let start = before ^ 0xcbf2_9ce4_8422_2325;
+    bytes.iter().fold(start, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
 
 fn copy(tensor: &Tensor) -> Result<Tensor> {
     match tensor.dtype() {
@@ -91,7 +109,7 @@ fn unit(n: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::unit;
+    use super::{mixed, unit};
 
     #[test]
     fn about_as_many_fail_as_were_asked_for() {
@@ -100,5 +118,15 @@ mod tests {
             let deviation = (100_000.0 * rate * (1.0 - rate)).sqrt();
             assert!((failed - 100_000.0 * rate).abs() < 4.0 * deviation, "{failed} at {rate}");
         }
+    }
+
+    /// Instances that are started again and again see few requests each.
+    #[test]
+    fn short_lives_fail_as_often_as_long_ones() {
+        let content = |user: u16| mixed(0, &f32::from(user).to_le_bytes());
+        let fails = |user: u16, seen: u64| unit(content(user).wrapping_add(seen)) < 0.01;
+        let failed: usize =
+            (0..1_000).map(|user| (0..100).filter(|&seen| fails(user, seen)).count()).sum();
+        assert!((880..1_120).contains(&failed), "{failed} of 100,000 at 0.01");
     }
 }

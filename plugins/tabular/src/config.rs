@@ -348,7 +348,9 @@ impl Checker<'_> {
         for (name, value) in values {
             let index = self.find(&name)?;
             match (self.kinds[index], value) {
-                (Kind::Number | Kind::Vector, Literal::Number(value)) => numbers.push((index, value)),
+                (Kind::Number | Kind::Vector, Literal::Number(value)) => {
+                    numbers.push((index, value))
+                }
                 (Kind::Text, Literal::Text(value)) => texts.push((index, value)),
                 (kind, _) => return Err(self.wrong_kind(index, kind, "a value of its own type")),
             }

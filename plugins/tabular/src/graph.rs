@@ -66,7 +66,11 @@ impl<'a> State<'a> {
             }
             *place = Place::Matrix { matrix, index, width: column.width };
             index += column.width;
-            parts.push(if column.dtype == dtype { value } else { self.graph.cast(value, dtype)? });
+            parts.push(if column.dtype == dtype {
+                value
+            } else {
+                self.graph.cast(value, dtype)?
+            });
         }
         if !parts.is_empty() {
             let value = self.concat(&parts)?;
@@ -137,6 +141,15 @@ impl<'a> State<'a> {
     }
 
     fn clip(graph: &GraphBuilder, matrix: &Matrix, columns: &[Option<Limits>]) -> Result<Value> {
+        if let Some((Some(first), rest)) = columns.split_first()
+            && rest.iter().all(|limits| limits.as_ref() == Some(first))
+        {
+            let bound = |limit: f64| match limit.is_finite() {
+                true => number(graph, matrix.dtype, limit).map(Some),
+                false => Ok(None),
+            };
+            return graph.clip(matrix.value, bound(first.min)?, bound(first.max)?);
+        }
         let part = |neutral: f64, part: fn(&Limits) -> f64| -> Vec<f64> {
             columns.iter().map(|column| column.as_ref().map_or(neutral, part)).collect()
         };
@@ -286,6 +299,11 @@ fn row(graph: &GraphBuilder, dtype: DType, values: &[f64]) -> Result<Value> {
     }
     let narrow: Vec<f32> = values.iter().map(|&value| value as f32).collect();
     graph.vector(&narrow)
+}
+
+/// One parameter for all of a matrix.
+fn number(graph: &GraphBuilder, dtype: DType, value: f64) -> Result<Value> {
+    if dtype == DType::F64 { graph.scalar(value) } else { graph.scalar(value as f32) }
 }
 
 fn strings<S: AsRef<[u8]>>(graph: &GraphBuilder, texts: &[S]) -> Result<Value> {

@@ -90,7 +90,10 @@ export_transform!(Tabular);
 fn signature(pipeline: &Pipeline) -> Signature {
     let width = i64::try_from(pipeline.width()).unwrap_or(VARIABLE);
     let output = TensorSpec::new(&pipeline.output_name, DType::F32, [VARIABLE, width]);
-    Signature { inputs: pipeline.columns.iter().map(config::Column::spec).collect(), outputs: vec![output] }
+    Signature {
+        inputs: pipeline.columns.iter().map(config::Column::spec).collect(),
+        outputs: vec![output],
+    }
 }
 
 fn read(tensor: &Tensor) -> Result<Values> {

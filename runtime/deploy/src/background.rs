@@ -101,6 +101,23 @@ pub fn lower_priority() {
     Worker::current().lower_priority();
 }
 
+/// Lets the calling thread run only when a core has nothing else to do: not
+/// even a thread that wakes up waits for it. For work that nobody waits for.
+pub fn only_when_idle() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: 0 means the calling thread, and the parameters outlive the call.
+        let failed = unsafe {
+            let none = libc::sched_param { sched_priority: 0 };
+            libc::sched_setscheduler(0, libc::SCHED_IDLE, &none)
+        } != 0;
+        if !failed {
+            return;
+        }
+    }
+    lower_priority();
+}
+
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic
         .downcast_ref::<String>()
@@ -127,6 +144,17 @@ mod tests {
         while worker.cpu_time() < until {
             std::hint::spin_loop();
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn idle_threads_yield_to_all_others() {
+        let policy = std::thread::spawn(|| {
+            only_when_idle();
+            // SAFETY: takes a plain number; 0 stands for the calling thread.
+            unsafe { libc::sched_getscheduler(0) }
+        });
+        assert_eq!(policy.join().unwrap(), libc::SCHED_IDLE);
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod toolchain;
 mod traffic;
 mod upstream;
 
-pub use background::lower_priority;
+pub use background::{lower_priority, only_when_idle};
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
 pub use deployer::Deployer;
 pub use generate::rows as example_rows;

@@ -7,9 +7,10 @@ mod conv_norm;
 mod quantised;
 
 use crate::Evaluate;
+use crate::forward::forward;
 use crate::infer::infer_body;
 use crate::plan::Draft;
-use crate::prune::use_counts;
+use crate::prune::{prune, use_counts};
 use mortise_types::{Attribute, DType, NodeDef, ValueId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub const FUSED_DOMAIN: &str = "mortise.fused";
 /// Replaces known patterns by operators that `device` has.
 pub(crate) fn fuse(draft: &mut Draft, device: &dyn Evaluate) {
     infer_body(&draft.body, &draft.constants, &mut draft.facts);
+    forward(draft);
+    prune(draft);
     conv_norm::fold(draft);
     const PATTERNS: [Pattern; 6] = [
         gelu,

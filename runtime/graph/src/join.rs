@@ -1,11 +1,9 @@
 //! Graphs that run one after the other, as one graph: what one gives and a
 //! later one takes under the same name is connected.
 
-use mortise_types::{
-    Attribute, GraphBody, GraphDef, NodeDef, Signature, TensorSpec, ValueDef, ValueId, ValueSource,
-};
+use crate::rename::rename;
+use mortise_types::{GraphDef, Signature, TensorSpec, ValueDef, ValueId, ValueSource};
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// The graph that runs all of `parts` in order, and gives what the last one
 /// gives. What a part takes and no part before it gives is an input, shared by
@@ -43,18 +41,18 @@ struct Joined {
 impl Joined {
     /// Puts a part behind the others; gives the values of its outputs.
     fn append(&mut self, index: usize, part: &GraphDef) -> Option<Vec<ValueId>> {
-        let mut rename = Renaming { first: self.def.values.len() as u32, inputs: HashMap::new() };
+        let mut renaming = Renaming { first: self.def.values.len() as u32, inputs: HashMap::new() };
         for (value, spec) in part.body.inputs.iter().zip(&part.inputs) {
             let known = self.named.get(&spec.name);
             if known.is_some_and(|(_, gives)| !always_fits(spec, gives)) {
                 return None;
             }
             let outer = known.map(|(value, _)| *value);
-            let outer = outer.unwrap_or_else(|| self.add_input(rename.moved(*value), spec));
-            rename.inputs.insert(*value, outer);
+            let outer = outer.unwrap_or_else(|| self.add_input(renaming.moved(*value), spec));
+            renaming.inputs.insert(*value, outer);
         }
         self.def.values.extend(part.values.iter().map(|value| value_of_part(value, index)));
-        let body = rename.body(&part.body);
+        let body = rename(&part.body, &|value| renaming.value(value));
         self.def.body.nodes.extend(body.nodes);
         Some(body.outputs)
     }
@@ -98,37 +96,13 @@ impl Renaming {
     fn value(&self, value: ValueId) -> ValueId {
         self.inputs.get(&value).copied().unwrap_or_else(|| self.moved(value))
     }
-
-    fn body(&self, body: &GraphBody) -> GraphBody {
-        let values = |values: &[ValueId]| values.iter().map(|value| self.value(*value)).collect();
-        GraphBody {
-            inputs: values(&body.inputs),
-            nodes: body.nodes.iter().map(|node| self.node(node)).collect(),
-            outputs: values(&body.outputs),
-        }
-    }
-
-    fn node(&self, node: &NodeDef) -> NodeDef {
-        let values = |values: &[Option<ValueId>]| {
-            values.iter().map(|value| value.map(|value| self.value(value))).collect()
-        };
-        let attribute = |(name, value): &(Arc<str>, Attribute)| match value {
-            Attribute::Graph(body) => (name.clone(), Attribute::Graph(Arc::new(self.body(body)))),
-            plain => (name.clone(), plain.clone()),
-        };
-        NodeDef {
-            inputs: values(&node.inputs),
-            outputs: values(&node.outputs),
-            attributes: node.attributes.iter().map(attribute).collect(),
-            ..node.clone()
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mortise_types::{DType, Shape, WeightRef};
+    use mortise_types::{Attribute, DType, GraphBody, NodeDef, Shape, WeightRef};
+    use std::sync::Arc;
 
     fn spec(name: &str, shape: &[i64]) -> TensorSpec {
         TensorSpec::new(name, DType::F32, shape)

@@ -5,6 +5,7 @@
 //! device lends an [`Evaluate`] for constant folding.
 
 mod fold;
+mod forward;
 mod fuse;
 mod infer;
 mod join;
@@ -12,6 +13,7 @@ mod limits;
 mod plan;
 mod prune;
 mod quantise;
+mod rename;
 mod rows;
 mod validate;
 mod weights;

@@ -37,6 +37,9 @@ pub struct ServeConfig {
     /// Runs first on the thread that drops old revisions, to lower its
     /// priority.
     pub on_background_thread: fn(),
+    /// Runs first on threads whose work may wait for as long as there is any
+    /// other.
+    pub on_idle_thread: fn(),
 }
 
 impl Default for ServeConfig {
@@ -55,6 +58,7 @@ impl Default for ServeConfig {
             device: None,
             clock: Arc::new(SystemClock),
             on_background_thread: || {},
+            on_idle_thread: || {},
         }
     }
 }

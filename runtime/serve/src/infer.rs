@@ -129,10 +129,11 @@ impl Registry {
         call: InferCall<'_>,
         arrived: Instant,
     ) -> Result<InferAnswer> {
-        let fallback = route.fallback();
+        let variant = route.variant();
+        // A graph of our own is never absent.
+        let fallback = route.fallback().filter(|_| variant.revision.is_custom());
         let is_needed_again = fallback.is_some() || route.has_shadows();
         let kept = is_needed_again.then(|| call.clone());
-        let variant = route.variant();
         let attempt = Attempt { arrived, has_fallback: fallback.is_some() };
         let outcome = self.infer_on(endpoint, variant, call, attempt).await;
         if route.is_evidence {

@@ -55,7 +55,7 @@ impl Registry {
             reaper: Reaper::new(config.on_background_thread).map_err(threads)?,
             admitted_bytes: Budget::new(config.max_admitted_bytes),
             engine: engine(&config).map_err(threads)?,
-            shadows: Shadows::new(config.on_background_thread),
+            shadows: Shadows::new(config.on_idle_thread),
             config,
         });
         sweep_sequences(Arc::downgrade(&registry)).map_err(threads)?;

@@ -22,6 +22,9 @@ const MAX_WORKERS: u64 = 256;
 /// How long a thread waits for another copy before it ends.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How long a reply waits to hand its copy over.
+const MAX_WAIT: Duration = Duration::from_micros(100);
+
 /// How long one copy may run. Nobody waits for it.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,7 +92,8 @@ impl Shadows {
 
     /// Whether there was room. The copy is made only then.
     fn enqueue(&self, copies: &Arc<CopyQueue>, copy: impl FnOnce() -> Option<Copy>) -> bool {
-        let mut state = copies.state.lock();
+        // The thread that runs copies may have been stopped while it held this.
+        let Some(mut state) = copies.state.try_lock_for(MAX_WAIT) else { return false };
         if state.waiting.len() >= MAX_WAITING {
             return false;
         }

@@ -13,7 +13,7 @@ use crate::plane::logging::LogControl;
 use crate::upstream;
 use crate::{device, embedded, http, reload};
 use anyhow::{Context, Result};
-use mortise_deploy::{DeployConfig, Deployer, lower_priority};
+use mortise_deploy::{DeployConfig, Deployer, lower_priority, only_when_idle};
 use mortise_host::{Host, HostConfig, WorkerCommand};
 use mortise_serve::{Registry, ServeConfig};
 use serde_json::{Value, json};
@@ -143,6 +143,7 @@ async fn open(config: &Resolved, stages: Arc<StageFeed>) -> Result<Arc<App>> {
         let device = device::open(config.device, threads, Some(&config.store_dir))?;
         let serving = ServeConfig {
             on_background_thread: lower_priority,
+            on_idle_thread: only_when_idle,
             device: Some(device),
             ..config.serving.clone()
         };

@@ -5,7 +5,7 @@ use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::layout::{by_dtype, cells, dim, element_count};
 use crate::cpu::ops::window::{Window, WindowAttributes};
 use mortise_types::{DType, Error, NodeDef, Result, Shape, Tensor};
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams};
 use rten_tensor::NdTensorView;
 use smallvec::smallvec;
 use std::borrow::Cow;
@@ -94,6 +94,10 @@ fn multiply(
     if output.is_empty() {
         return Ok(());
     }
+    if depth == 0 {
+        output.fill(0);
+        return Ok(());
+    }
     // The library is right about zero points only while all rows share one, and
     // all columns (0.27 mixes them up from row 8 and column 32 on): others are
     // taken off afterwards.
@@ -101,30 +105,26 @@ fn multiply(
     let no_rows = vec![0u8; if shared_rows { 0 } else { rows }];
     let none = vec![0i8; if shared { 0 } else { columns }];
     let own_columns = if shared { b.1 } else { &none };
-    let exact = GEMM.with(|gemm| {
-        if gemm.may_saturate() || depth == 0 {
-            return Ok(false);
-        }
-        let options = GemmOptions {
-            a_quant: Some(QuantParams { zero_point: if shared_rows { a.1 } else { &no_rows } }),
-            b_quant: Some(QuantParams { zero_point: own_columns }),
-            ..GemmOptions::default()
-        };
-        gemm.gemm(
-            output,
-            GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], a.0)),
-            GemmInputB::Unpacked(NdTensorView::from_data([depth, columns], b.0)),
-            options,
-        )
-        .map(|()| true)
-        .map_err(|error| Error::internal(format!("integer product failed: {error}")))
-    })?;
-    if !exact {
-        multiply_plainly(a, b, [depth, columns], output);
+    if !is_exact() {
+        let view = NdTensorView::from_data([depth, columns], b.0);
+        multiply_in_halves(a.0, &GEMM.with(|gemm| gemm.prepack_b(view)), output)?;
+        take_off_rows(a.1, &sums_of_columns(b.0, &vec![0; columns]), output);
+        take_off_zeros(a, b.1, depth, output);
         return Ok(());
     }
+    let options = GemmOptions {
+        a_quant: Some(QuantParams { zero_point: if shared_rows { a.1 } else { &no_rows } }),
+        b_quant: Some(QuantParams { zero_point: own_columns }),
+        ..GemmOptions::default()
+    };
+    gemm(
+        output,
+        GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], a.0)),
+        GemmInputB::Unpacked(NdTensorView::from_data([depth, columns], b.0)),
+        options,
+    )?;
     if !shared_rows {
-        take_off_rows(a.1, (b.0, own_columns), output);
+        take_off_rows(a.1, &sums_of_columns(b.0, own_columns), output);
     }
     if !shared {
         take_off_zeros(a, b.1, depth, output);
@@ -132,21 +132,58 @@ fn multiply(
     Ok(())
 }
 
+/// The library's product.
+pub(super) fn gemm(
+    output: &mut [i32],
+    a: GemmInputA<'_, u8>,
+    b: GemmInputB<'_, i8>,
+    options: GemmOptions<'_, u8, i8, i32>,
+) -> Result<()> {
+    GEMM.with(|gemm| gemm.gemm(output, a, b, options))
+        .map_err(|error| Error::internal(format!("integer product failed: {error}")))
+}
+
+/// `[rows, depth] · [depth, columns]` without zero points, exact also where the
+/// library's kernel adds pairs of products in 16 bits, which those of bytes up
+/// to 127 cannot overflow: twice the product of the halved bytes, and that of
+/// the bits left over.
+pub(super) fn multiply_in_halves(
+    a: &[u8],
+    b: &PackedBMatrix<i8>,
+    output: &mut [i32],
+) -> Result<()> {
+    let depth = b.rows();
+    let mut bytes: Vec<u8> = a.iter().map(|byte| byte >> 1).collect();
+    let shape = [a.len() / depth, depth];
+    let b = GemmInputB::Packed(b);
+    let left = GemmInputA::Unpacked(NdTensorView::from_data(shape, &*bytes));
+    gemm(output, left, b, GemmOptions::default())?;
+    output.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(2));
+    bytes.iter_mut().zip(a).for_each(|(byte, whole)| *byte = whole & 1);
+    let onto = GemmOptions { beta: 1, ..GemmOptions::default() };
+    gemm(output, GemmInputA::Unpacked(NdTensorView::from_data(shape, &*bytes)), b, onto)
+}
+
 fn is_uniform<T: PartialEq>(values: &[T]) -> bool {
     values.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Takes the rows' zero points off sums that were made without them.
-fn take_off_rows(zeros: &[u8], b: (&[i8], &[i8]), output: &mut [i32]) {
-    let columns = b.1.len();
-    let mut sums = vec![0i32; columns];
-    for line in b.0.chunks_exact(columns) {
-        for ((sum, value), zero) in sums.iter_mut().zip(line).zip(b.1) {
+/// The sum of each column, the column's zero point taken off each value.
+pub(super) fn sums_of_columns(values: &[i8], zeros: &[i8]) -> Vec<i32> {
+    let mut sums = vec![0i32; zeros.len()];
+    for line in values.chunks_exact(zeros.len()) {
+        for ((sum, value), zero) in sums.iter_mut().zip(line).zip(zeros) {
             *sum = sum.wrapping_add(i32::from(*value) - i32::from(*zero));
         }
     }
-    for (line, zero) in output.chunks_exact_mut(columns).zip(zeros) {
-        for (value, sum) in line.iter_mut().zip(&sums) {
+    sums
+}
+
+/// Takes the rows' zero points off products that were made without them, given
+/// the sums of the right factor's columns.
+pub(super) fn take_off_rows(zeros: &[u8], sums: &[i32], output: &mut [i32]) {
+    for (line, zero) in output.chunks_exact_mut(sums.len()).zip(zeros) {
+        for (value, sum) in line.iter_mut().zip(sums) {
             *value = value.wrapping_sub(sum.wrapping_mul(i32::from(*zero)));
         }
     }
@@ -159,25 +196,6 @@ fn take_off_zeros(a: (&[u8], &[u8]), zeros: &[i8], depth: usize, output: &mut [i
         let sum: i32 = row.iter().map(|value| i32::from(*value) - i32::from(*a_zero)).sum();
         for (value, zero) in line.iter_mut().zip(zeros) {
             *value = value.wrapping_sub(sum.wrapping_mul(i32::from(*zero)));
-        }
-    }
-}
-
-/// For kernels whose intermediate sums may saturate.
-fn multiply_plainly(
-    a: (&[u8], &[u8]),
-    b: (&[i8], &[i8]),
-    [depth, columns]: [usize; 2],
-    output: &mut [i32],
-) {
-    for (row, line) in output.chunks_exact_mut(columns).enumerate() {
-        line.fill(0);
-        for k in 0..depth {
-            let factor = i32::from(a.0[row * depth + k]) - i32::from(a.1[row]);
-            let values = &b.0[k * columns..(k + 1) * columns];
-            for ((cell, &value), &zero) in line.iter_mut().zip(values).zip(b.1) {
-                *cell = cell.wrapping_add(factor * (i32::from(value) - i32::from(zero)));
-            }
         }
     }
 }
@@ -487,6 +505,25 @@ impl Operator for QLinearConv {
 mod tests {
     use super::*;
 
+    /// One term after the other.
+    fn multiply_plainly(
+        a: (&[u8], &[u8]),
+        b: (&[i8], &[i8]),
+        [depth, columns]: [usize; 2],
+        output: &mut [i32],
+    ) {
+        for (row, line) in output.chunks_exact_mut(columns).enumerate() {
+            line.fill(0);
+            for k in 0..depth {
+                let factor = i32::from(a.0[row * depth + k]) - i32::from(a.1[row]);
+                let values = &b.0[k * columns..(k + 1) * columns];
+                for ((cell, &value), &zero) in line.iter_mut().zip(values).zip(b.1) {
+                    *cell = cell.wrapping_add(factor * (i32::from(value) - i32::from(zero)));
+                }
+            }
+        }
+    }
+
     /// Sizes beyond one block of the library, and zero points that differ.
     #[test]
     fn zero_points_of_rows_and_columns_are_taken_off() {
@@ -509,6 +546,12 @@ mod tests {
                     let size = [depth, columns];
                     multiply_plainly((&a, &a_zeros), (&b, &b_zeros), size, &mut want);
                     assert_eq!(got, want, "{rows} {depth} {columns}");
+                    let view = NdTensorView::from_data([depth, columns], &*b);
+                    let packed = GEMM.with(|gemm| gemm.prepack_b(view));
+                    multiply_in_halves(&a, &packed, &mut got).unwrap();
+                    take_off_rows(&a_zeros, &sums_of_columns(&b, &vec![0; columns]), &mut got);
+                    take_off_zeros((&a, &a_zeros), &b_zeros, depth, &mut got);
+                    assert_eq!(got, want, "in halves: {rows} {depth} {columns}");
                 }
             }
         }

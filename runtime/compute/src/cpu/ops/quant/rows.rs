@@ -3,7 +3,7 @@
 //! whatever rows are beside it.
 
 use super::linear::{Span, float_values};
-use super::product::{GEMM, is_exact};
+use super::product::{GEMM, gemm, is_exact, sums_of_columns};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::Activation;
 use crate::cpu::ops::matmul::fused_activation;
@@ -80,10 +80,7 @@ impl Operator for MatMulInt8 {
         let values = b.as_slice::<i8>()?;
         if !b.is_empty() {
             let view = NdTensorView::from_data([depth, columns], values);
-            let mut sums = vec![0i32; columns];
-            for row in values.chunks_exact(columns) {
-                sums.iter_mut().zip(row).for_each(|(sum, w)| *sum += i32::from(*w));
-            }
+            let sums = sums_of_columns(values, &vec![0; columns]);
             let packed = GEMM.with(|gemm| gemm.prepack_b(view));
             self.weights = Some(Weights { packed, sums });
         }
@@ -138,8 +135,7 @@ impl Product<'_> {
         let right = GemmInputB::Packed(&self.weights.packed);
         // Zero points are taken off below: the library (0.27) mixes up those of
         // rows that differ.
-        GEMM.with(|gemm| gemm.gemm(&mut sums, left, right, GemmOptions::default()))
-            .map_err(|error| Error::internal(format!("integer product failed: {error}")))?;
+        gemm(&mut sums, left, right, GemmOptions::default())?;
         widest(Scale { product: self, sums: &sums, steps: &steps, floats: &mut *output });
         if let Some(activation) = self.op.activation {
             activation.map_f32(output);

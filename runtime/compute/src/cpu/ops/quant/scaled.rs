@@ -1,7 +1,9 @@
 //! Integer products that end as floats: `MatMulIntegerToFloat`.
 
 use super::linear::float_values;
-use super::product::{GEMM, Stack, is_exact, right};
+use super::product::{
+    GEMM, Stack, gemm, is_exact, multiply_in_halves, right, sums_of_columns, take_off_rows,
+};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::Activation;
 use crate::cpu::ops::matmul::fused_activation;
@@ -16,7 +18,13 @@ use smallvec::smallvec;
 pub(super) struct MatMulIntegerToFloat {
     activation: Option<Activation>,
     /// B, packed at compile time when it is a constant without zero points.
-    packed: Option<PackedBMatrix<i8>>,
+    packed: Option<Columns>,
+}
+
+/// B in the layout of the kernels, and the sum of each column.
+struct Columns {
+    values: PackedBMatrix<i8>,
+    sums: Vec<i32>,
 }
 
 impl MatMulIntegerToFloat {
@@ -74,15 +82,20 @@ impl Operator for MatMulIntegerToFloat {
         let Some(b) = constant(1).filter(|b| b.rank() == 2 && !b.is_empty()) else { return Ok(()) };
         let (depth, columns) = (b.shape()[0], b.shape()[1]);
         let side = right(b, constant(5), columns)?;
-        if is_exact() && side.zeros.iter().all(|zero| *zero == 0) {
+        if side.zeros.iter().all(|zero| *zero == 0) {
             let view = NdTensorView::from_data([depth, columns], &*side.values);
-            self.packed = Some(GEMM.with(|gemm| gemm.prepack_b(view)));
+            let values = GEMM.with(|gemm| gemm.prepack_b(view));
+            self.packed =
+                Some(Columns { values, sums: sums_of_columns(&side.values, &side.zeros) });
         }
         Ok(())
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, |packed| packed.rows() * packed.cols())
+        let bytes = |Columns { values, sums }: &Columns| {
+            values.rows() * values.cols() + size_of_val(&**sums)
+        };
+        self.packed.as_ref().map_or(0, bytes)
     }
 }
 
@@ -91,20 +104,25 @@ fn packed_sums(
     ctx: &OpContext<'_>,
     a: &Tensor,
     zero: Option<&Tensor>,
-    packed: &PackedBMatrix<i8>,
+    packed: &Columns,
     stack: &Stack,
 ) -> Result<Tensor> {
     let mut sums = ctx.allocate(DType::I32, &stack.shape)?;
-    let rows = a.len() / packed.rows();
+    let depth = packed.values.rows();
+    let rows = a.len() / depth;
     let zeros = stack.left_zeros(zero, rows)?;
-    let options =
-        GemmOptions { a_quant: Some(QuantParams { zero_point: &zeros }), ..GemmOptions::default() };
-    let a = NdTensorView::from_data([rows, packed.rows()], a.as_slice::<u8>()?);
-    let (a, b) = (GemmInputA::Unpacked(a), GemmInputB::Packed(packed));
+    let values = a.as_slice::<u8>()?;
     ctx.control.check()?;
     let target = sums.as_mut_slice::<i32>()?;
-    GEMM.with(|gemm| gemm.gemm(target, a, b, options))
-        .map_err(|error| Error::internal(format!("integer product failed: {error}")))?;
+    if !is_exact() {
+        multiply_in_halves(values, &packed.values, target)?;
+        take_off_rows(&zeros, &packed.sums, target);
+        return Ok(sums);
+    }
+    let options =
+        GemmOptions { a_quant: Some(QuantParams { zero_point: &zeros }), ..GemmOptions::default() };
+    let a = GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], values));
+    gemm(target, a, GemmInputB::Packed(&packed.values), options)?;
     Ok(sums)
 }
 
