@@ -1,5 +1,6 @@
 //! The house rules, as checks. Each returns what is wrong, one line each.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -144,6 +145,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("layering", layering),
     ("dependency owners", owners),
     ("plugins use the SDK only", plugin_dependencies),
+    ("one set of features", features),
     ("workspace lints", workspace_lints),
     ("top-level names", top_level),
     ("file sizes", file_sizes),
@@ -227,6 +229,23 @@ fn plugin_dependencies(workspace: &Workspace, _: &[String]) -> Result<Vec<String
         findings.extend(wrong.map(|used| format!("{name} depends on {used}")));
     }
     Ok(findings)
+}
+
+/// What only tests depend on must not ask others for more features: tests would
+/// compile all that uses those, often wasmtime, a second time.
+fn features(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
+    let listed = |edges: &str| -> Result<BTreeSet<String>> {
+        let format = ["--prefix", "none", "--format", "{p} with {f}"];
+        let tree = ["tree", "--workspace", "--edges", edges];
+        let text = workspace.cargo(&tree).args(format).output()?;
+        Ok(text.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect())
+    };
+    let built = listed("normal,build")?;
+    let name = |line: &str| line.split(" with ").next().unwrap_or_default().to_owned();
+    let names: BTreeSet<String> = built.iter().map(|line| name(line)).collect();
+    let of_tests = listed("normal,build,dev")?;
+    let findings = of_tests.difference(&built).filter(|line| names.contains(&name(line)));
+    Ok(findings.map(|line| format!("only tests use {line}: ask for that in every build")).collect())
 }
 
 fn workspace_lints(workspace: &Workspace, _: &[String]) -> Result<Vec<String>> {
