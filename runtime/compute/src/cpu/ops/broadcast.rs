@@ -107,7 +107,7 @@ fn element_strides(rank: usize, shape: &[usize]) -> Shape {
 }
 
 /// `output[i] = f(a[i], b[i])` under broadcasting.
-pub(crate) fn zip_into<A: Copy, B: Copy, R>(
+pub(crate) fn zip_into<A: Copy, B: Copy, R: Copy>(
     shapes: (&[usize], &[usize], &[usize]),
     (a, b): (&[A], &[B]),
     output: &mut [R],
@@ -132,7 +132,7 @@ pub(crate) fn zip_into<A: Copy, B: Copy, R>(
                 let b = &b[at_b..at_b + run.len()];
                 run.iter_mut().zip(b).for_each(|(out, b)| *out = f(a, *b));
             }
-            _ => run.iter_mut().for_each(|out| *out = f(a[at_a], b[at_b])),
+            _ => run.fill(f(a[at_a], b[at_b])),
         }
         rest = tail;
     });

@@ -4,9 +4,8 @@ use super::cast::cast_tensor;
 use super::number::{Add, Arithmetic, Bits, Modulo, Number, Pow, Relation, Rem, by_numeric};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::broadcast::{broadcast_shape, zip_assign, zip_into};
-use crate::cpu::parallel::part_len;
+use crate::cpu::parallel::{in_parts, part_len};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, Value};
-use rayon::prelude::*;
 use smallvec::smallvec;
 use std::marker::PhantomData;
 
@@ -31,13 +30,20 @@ pub(crate) fn arithmetic<A: Arithmetic>(
     b: Tensor,
 ) -> Result<Tensor> {
     same_dtype(&a, &b)?;
-    by_numeric!(a.dtype(), "arithmetic", T => typed::<A, T>(ctx, a, b))
+    by_numeric!(a.dtype(), "arithmetic", T => {
+        if T::HAS_OWN_LOOPS {
+            combined::<T>(ctx, a, b, A::apply::<T>)
+        } else {
+            combined::<T>(ctx, a, b, A::apply::<T> as fn(T, T) -> T)
+        }
+    })
 }
 
-fn typed<A: Arithmetic, T: Number>(
+fn combined<T: Number>(
     ctx: &OpContext<'_>,
     mut a: Tensor,
     mut b: Tensor,
+    f: impl Fn(T, T) -> T + Copy + Sync,
 ) -> Result<Tensor> {
     let shape = broadcast_shape(&[a.shape(), b.shape()])?;
     if a.shape() == shape.as_slice()
@@ -45,26 +51,23 @@ fn typed<A: Arithmetic, T: Number>(
     {
         let other = b.as_slice::<T>()?;
         match part_len(target.len(), 1).filter(|_| b.shape() == shape.as_slice()) {
-            Some(len) => {
-                let parts = target.par_chunks_mut(len).zip(other.par_chunks(len));
-                parts.for_each(|(target, other)| {
-                    target.iter_mut().zip(other).for_each(|(a, b)| *a = A::apply(*a, *b));
-                });
-            }
-            None => zip_assign((&shape, b.shape()), target, other, A::apply::<T>),
+            Some(len) => in_parts(len, target, other, &|target, other| {
+                target.iter_mut().zip(other).for_each(|(a, b)| *a = f(*a, *b));
+            }),
+            None => zip_assign((&shape, b.shape()), target, other, f),
         }
         return Ok(a);
     }
     if b.shape() == shape.as_slice()
         && let Ok(target) = b.as_mut_slice::<T>()
     {
-        zip_assign((&shape, a.shape()), target, a.as_slice::<T>()?, |b, a| A::apply::<T>(a, b));
+        zip_assign((&shape, a.shape()), target, a.as_slice::<T>()?, |b, a| f(a, b));
         return Ok(b);
     }
     let mut output = ctx.allocate(T::DTYPE, &shape)?;
     let operands = (a.as_slice::<T>()?, b.as_slice::<T>()?);
     let target = output.as_mut_slice::<T>()?;
-    zip_into((a.shape(), b.shape(), &shape), operands, target, A::apply::<T>);
+    zip_into((a.shape(), b.shape(), &shape), operands, target, f);
     Ok(output)
 }
 
@@ -174,20 +177,29 @@ impl<R: Relation> Operator for Compare<R> {
             DType::String if R::EQUALITY => {
                 let (a, b): (Vec<&[u8]>, Vec<&[u8]>) =
                     (a.strings()?.iter().collect(), b.strings()?.iter().collect());
-                zip_into(shapes, (&a, &b), target, |a, b| u8::from(R::holds(a, b)));
+                zip_into(shapes, (&a, &b), target, holds::<R, _>);
             }
             DType::Bool if R::EQUALITY => {
                 let operands = (a.bool_bytes()?, b.bool_bytes()?);
-                zip_into(shapes, operands, target, |a, b| u8::from(R::holds(a, b)));
+                zip_into(shapes, operands, target, holds::<R, _>);
             }
             dtype => by_numeric!(dtype, "comparison", T => {
                 let operands = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-                zip_into(shapes, operands, target, |a, b| u8::from(R::holds(a, b)));
+                if T::HAS_OWN_LOOPS {
+                    zip_into(shapes, operands, target, holds::<R, T>);
+                } else {
+                    zip_into(shapes, operands, target, holds::<R, T> as fn(T, T) -> u8);
+                }
                 Ok(())
             })?,
         }
         Ok(smallvec![output.into()])
     }
+}
+
+#[inline(always)]
+fn holds<R: Relation, T: PartialOrd>(a: T, b: T) -> u8 {
+    u8::from(R::holds(a, b))
 }
 
 /// Two booleans to a boolean.
@@ -241,16 +253,14 @@ pub(crate) fn build_shift(node: &NodeDef) -> Result<Box<dyn Operator>> {
 
 impl Operator for Shift {
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
-        let shift = |a: u64, by: u64| u32::try_from(by).ok().map(|by| (a, by));
-        if self.left {
-            on_integers(ctx, &inputs, "BitShift", |a, by| {
-                shift(a, by).and_then(|(a, by)| a.checked_shl(by)).unwrap_or(0)
-            })
-        } else {
-            on_integers(ctx, &inputs, "BitShift", |a, by| {
-                shift(a, by).and_then(|(a, by)| a.checked_shr(by)).unwrap_or(0)
-            })
+        fn bits(by: u64) -> u32 {
+            u32::try_from(by).unwrap_or(u32::MAX)
         }
+        let shift: fn(u64, u64) -> u64 = match self.left {
+            true => |a, by| a.checked_shl(bits(by)).unwrap_or(0),
+            false => |a, by| a.checked_shr(bits(by)).unwrap_or(0),
+        };
+        on_integers(ctx, &inputs, "BitShift", shift)
     }
 }
 
@@ -259,7 +269,7 @@ fn on_integers(
     ctx: &OpContext<'_>,
     inputs: &Inputs<'_>,
     what: &str,
-    f: impl Fn(u64, u64) -> u64,
+    f: fn(u64, u64) -> u64,
 ) -> Result<Outputs> {
     let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
     same_dtype(a, b)?;

@@ -5,6 +5,10 @@ use mortise_types::{Element, bf16, f16};
 /// What arithmetic operators need of an element. Integers wrap; an integer
 /// divided by zero is zero, as in NumPy, since the alternative is a crash.
 pub(crate) trait Number: Element {
+    /// Whether models compute with it so much that each operation is worth loops
+    /// of its own; others share loops that call the operation by its address.
+    const HAS_OWN_LOOPS: bool = false;
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -29,6 +33,7 @@ pub(crate) trait Number: Element {
 macro_rules! integers {
     ($($ty:ty, $abs:expr, $sign:expr;)*) => {$(
         impl Number for $ty {
+            const HAS_OWN_LOOPS: bool = <$ty>::BITS >= 32 && <$ty>::MIN != 0;
             #[inline(always)]
             fn add(self, other: Self) -> Self { self.wrapping_add(other) }
             #[inline(always)]
@@ -76,6 +81,7 @@ integers! {
 macro_rules! floats {
     ($($ty:ty),*) => {$(
         impl Number for $ty {
+            const HAS_OWN_LOOPS: bool = true;
             #[inline(always)]
             fn add(self, other: Self) -> Self { self + other }
             #[inline(always)]
