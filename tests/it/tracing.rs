@@ -95,7 +95,8 @@ fn transforms_queues_streams_and_failures_have_their_spans() -> Result<()> {
     let server = server(&collector, "one")?;
     server.admin()?.deploy("sum", &Deployment::onnx(onnx::tagged_sum(1.0)))?;
     let input = json!({"name": "x", "datatype": "FP32", "shape": [-1, 1]});
-    let faults = Part::builtin("faults").set("input", input).set("work", 100_000);
+    // Long enough that it does not run where its request arrives.
+    let faults = Part::builtin("faults").set("input", input).set("work", 20_000_000);
     let slow = Deployment::onnx(onnx::tagged_sum(1.0)).transform(faults);
     server.admin()?.deploy("slow", &slow)?;
     ask(&server, "slow", &[])?.ok()?;
@@ -120,6 +121,35 @@ fn transforms_queues_streams_and_failures_have_their_spans() -> Result<()> {
     let over_grpc = spans(&collector, &["infer sum"])?;
     let over_grpc = find(&over_grpc, "one", "infer sum")?;
     assert_eq!(over_grpc.attribute("network.protocol.name"), Some("grpc"));
+    Ok(())
+}
+
+#[test]
+fn the_models_of_an_ensemble_have_spans_of_their_own() -> Result<()> {
+    let collector = Collector::start()?;
+    let server = server(&collector, "one")?;
+    let mut admin = server.admin()?;
+    admin.deploy("first", &Deployment::onnx(onnx::tagged_sum(1.0)))?;
+    admin.deploy("second", &Deployment::onnx(onnx::tagged_sum(10.0)))?;
+    let steps = "
+        [[step]]
+        model = \"first\"
+        outputs = { y = \"middle\" }
+        [[step]]
+        model = \"second\"
+        inputs = { x = \"middle\" }
+    ";
+    let ensemble = Deployment::of(Part::uploaded("ensemble", steps.into()));
+    admin.deploy("both", &ensemble)?;
+    ask(&server, "both", &[("traceparent", &sampled("01"))])?.ok()?;
+    spans(&collector, &["step first", "step second"])?;
+    let spans = of_client(&collector.spans());
+    let compute = find(&spans, "one", "compute")?;
+    for model in ["first", "second"] {
+        let step = find(&spans, "one", &format!("step {model}"))?;
+        assert_eq!(step.parent_id, compute.span_id, "{step:?}");
+        assert_eq!(step.attribute("mortise.endpoint"), Some(model));
+    }
     Ok(())
 }
 

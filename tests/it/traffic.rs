@@ -1,6 +1,8 @@
 //! Several versions of one endpoint at once, over the running server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -245,6 +247,75 @@ fn a_retired_version_gets_no_more_traffic_and_frees_its_memory() -> Result<()> {
     for action in ["deploy_beside", "traffic_retire"] {
         ensure!(audit.contains(action), "{action} is not in the audit log: {audit}");
     }
+    Ok(())
+}
+
+#[test]
+fn every_version_is_listed_and_measured() -> Result<()> {
+    let server = Server::start()?;
+    three_versions(&mut server.admin()?)?;
+    assigned(&server, 100)?;
+    let index = server.client().post("/v2/repository/index", b"{}")?.ok()?.json()?;
+    let listed = index.as_array().context("no list")?.iter();
+    let listed: Vec<_> =
+        listed.map(|row| (row["version"].as_str(), row["state"].as_str())).collect();
+    let ready = |version| (Some(version), Some("READY"));
+    assert_eq!(listed, [ready("1"), ready("2"), ready("3")], "{index}");
+
+    let page = Client::new(server.metrics).get("/metrics")?.ok()?.text_whole();
+    for version in 1..=3 {
+        let line = format!("mortise_model_memory_bytes{{endpoint=\"sum\",version=\"{version}\"}} ");
+        let bytes = page.lines().find_map(|row| row.strip_prefix(&line)).context(line.clone())?;
+        ensure!(bytes.parse::<u64>()? > 0, "{line}{bytes}");
+    }
+    Ok(())
+}
+
+/// The file in the store that this version has and no other one, by the audit
+/// log.
+fn own_file(store: &Path, admin: &mut Admin, version: u64) -> Result<PathBuf> {
+    let audit = admin.get("/v1/audit?endpoint=sum")?.ok()?.json()?;
+    let rows = audit.as_array().context("no entries")?;
+    let digests = |row: &Value| -> BTreeSet<String> {
+        let all = row["digests"].as_array().into_iter().flatten();
+        all.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let (mine, others): (Vec<&Value>, Vec<&Value>) =
+        rows.iter().partition(|row| row["version"].as_u64() == Some(version));
+    let others: BTreeSet<String> = others.into_iter().flat_map(digests).collect();
+    let own = mine.into_iter().flat_map(digests).find(|digest| !others.contains(digest));
+    let own = own.with_context(|| format!("no file of its own: {audit}"))?;
+    let hex = own.trim_start_matches("sha256:");
+    Ok(store.join("blobs/sha256").join(&hex[..2]).join(hex))
+}
+
+#[test]
+fn a_version_that_cannot_be_restored_leaves_its_users_to_the_stable_one() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().join("store");
+    let options = Options { store: Some(store.clone()), ..Options::default() };
+    let mut server = Server::start_with(options.clone())?;
+    let mut admin = server.admin()?;
+    three_versions(&mut admin)?;
+    let before = assigned(&server, 300)?;
+    let file = own_file(&store, &mut admin, 3)?;
+    let aside = folder.path().join("aside");
+    server.kill()?;
+    fs::rename(&file, &aside)?;
+
+    let server = Server::start_with(options)?;
+    let mut admin = server.admin()?;
+    assert_eq!(counts(&assigned(&server, 300)?), BTreeMap::from([(1, 300)]));
+    let log = server.log();
+    ensure!(log.contains("versions beside stable are not restored"), "{log}");
+    let gone = admin.post("/v1/endpoints/sum/traffic/promote/3")?;
+    assert_eq!(gone.status, 503, "{}", gone.text_whole());
+
+    // Nothing of it is lost: once the file is back, so is everybody's version.
+    fs::rename(&aside, &file)?;
+    admin.post("/v1/endpoints/sum/unload")?.ok()?;
+    admin.post("/v1/endpoints/sum/load")?.ok()?;
+    assert_eq!(assigned(&server, 300)?, before);
     Ok(())
 }
 

@@ -3,6 +3,7 @@ use crate::budget::{TICK, TickClock};
 use crate::state::State;
 use mortise_types::{Error, Result};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -106,11 +107,17 @@ fn pooling(max_instances: u32) -> InstanceAllocationStrategy {
     InstanceAllocationStrategy::Pooling(pool)
 }
 
-/// Advances the epoch of both engines every [`TICK`] until they are dropped.
+/// How long the ticker sleeps at a time while no plugin runs; then it looks
+/// whether the engines are still there.
+const REST: Duration = Duration::from_secs(1);
+
+/// Advances the epoch of both engines every [`TICK`] while plugins run, until
+/// they are dropped.
 fn start_ticker(engines: &Engines) -> Result<()> {
     let weak = [engines.pooled.engine.weak(), engines.spare.engine.weak()];
     let clock = engines.clock.clone();
     let tick = move || loop {
+        clock.rest(REST);
         std::thread::sleep(TICK);
         let mut alive = false;
         // Before the epoch: who it wakes must see it.

@@ -164,7 +164,7 @@ fn begin_load(store: &mut Store<State>) {
 
 /// Follows the start of an entry in [`State`].
 pub(crate) fn set_deadline(store: &mut Store<State>) {
-    let slice = store.data().budget.first_slice();
+    let slice = store.data().first_slice();
     store.set_epoch_deadline(slice);
 }
 
@@ -181,7 +181,11 @@ pub(crate) fn at_epoch_deadline(
     let (tick, now) = (state.clock.now(), Instant::now());
     match state.budget.expired(tick, now) {
         Some(refusal) => Err(state.trap(refusal)),
-        None => Ok(UpdateDeadline::Continue(state.budget.slice(tick, now))),
+        None => {
+            let slice = state.budget.slice(tick, now);
+            state.clock.need(slice);
+            Ok(UpdateDeadline::Continue(slice))
+        }
     }
 }
 

@@ -109,7 +109,14 @@ impl State {
         self.budget = Budget::new(name, limit, Duration::ZERO, None, self.clock.now());
         self.calls_left = self.shared.limits.max_host_calls_per_call;
         self.forget();
-        self.budget.first_slice()
+        self.first_slice()
+    }
+
+    /// Ticks of the clock until the time of the entry is first looked at.
+    pub(crate) fn first_slice(&self) -> u64 {
+        let slice = self.budget.first_slice();
+        self.clock.need(slice);
+        slice
     }
 
     fn forget(&mut self) {

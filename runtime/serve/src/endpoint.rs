@@ -89,11 +89,18 @@ impl Endpoint {
         self.sequences.count()
     }
 
-    /// Statistics of each version that answers now.
-    pub fn version_stats(&self) -> Vec<VersionStatsSnapshot> {
+    /// Each version that answers now, ascending.
+    pub fn revisions(&self) -> Vec<Arc<Revision>> {
         let lineup = self.lineup();
         let variants = lineup.iter().flat_map(|lineup| lineup.variants());
-        variants.map(|variant| variant.revision.stats_snapshot()).collect()
+        let mut revisions: Vec<_> = variants.map(|variant| variant.revision.clone()).collect();
+        revisions.sort_by_key(|revision| revision.version());
+        revisions
+    }
+
+    /// Statistics of each version that answers now, ascending.
+    pub fn version_stats(&self) -> Vec<VersionStatsSnapshot> {
+        self.revisions().iter().map(|revision| revision.stats_snapshot()).collect()
     }
 
     /// Where one request goes: to the version that it names, or to the one that

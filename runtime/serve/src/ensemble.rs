@@ -6,7 +6,7 @@ use mortise_host::{PluginHealth, PluginStats};
 use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Deployed models in a row, as one endpoint. Each step is served by what is
 /// live when a request begins, with the limits, the batching and the statistics
@@ -29,6 +29,17 @@ pub struct EnsembleStep {
     pub inputs: Vec<(String, String)>,
     /// Which tensor of the ensemble each output becomes; so for the others.
     pub outputs: Vec<(String, String)>,
+}
+
+/// One step of an ensemble in one request.
+#[derive(Clone, Debug)]
+pub struct StepRun {
+    /// Name of the endpoint.
+    pub model: String,
+    /// What answered there.
+    pub version: u64,
+    pub from: Instant,
+    pub until: Instant,
 }
 
 /// A plan whose models were found and fit each other.

@@ -2,7 +2,7 @@ use crate::admission::Permit;
 use crate::batch::{Done, Pending, Submission, run_one};
 use crate::cache::{self, ResponseCache};
 use crate::endpoint::Endpoint;
-use crate::ensemble::Ensemble;
+use crate::ensemble::{Ensemble, StepRun};
 use crate::lineup::{Lineup, Route, Variant};
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
@@ -67,6 +67,8 @@ pub struct InferAnswer {
     pub variant: Arc<str>,
     pub outputs: Vec<(String, Tensor)>,
     pub timings: Timings,
+    /// What an ensemble ran for it, when it is traced.
+    pub steps: Vec<StepRun>,
 }
 
 impl Registry {
@@ -172,8 +174,9 @@ impl Registry {
         match outcome {
             Ok(answered) => {
                 revision.stats.succeeded(answered.rows, took, &answered.timings);
-                let Answered { outputs, timings, .. } = answered;
-                Ok(InferAnswer { outputs, timings, revision, variant: variant.name.clone() })
+                let Answered { outputs, timings, steps, .. } = answered;
+                let variant = variant.name.clone();
+                Ok(InferAnswer { outputs, timings, steps, revision, variant })
             }
             Err(error) => {
                 revision.stats.failed(took);
@@ -210,7 +213,7 @@ impl Registry {
         let mut timings = done.timings;
         timings.compute_input += bound;
         timings.compute_output += self.config.clock.now().saturating_duration_since(ran);
-        Ok(Answered { outputs, timings, rows })
+        Ok(Answered { outputs, timings, rows, steps: done.steps })
     }
 
     /// Answers from the cache, or runs and keeps the answer.
@@ -227,7 +230,7 @@ impl Registry {
         let looked_up = self.config.clock.now().saturating_duration_since(started);
         if let Some(outputs) = found {
             stats.cache_hit(looked_up);
-            return Ok(Done { outputs: Ok(outputs), timings: Timings::default() });
+            return Ok(Done::new(Ok(outputs), Timings::default()));
         }
         let done = self.run_once(request, inputs).await?;
         let inserting = self.config.clock.now();
@@ -313,7 +316,7 @@ impl Registry {
         let timings = Timings { compute_infer, ..Timings::default() };
         request.revision.stats.executed(&Execution { rows: 1, timings });
         drop(permit);
-        Done { outputs, timings }
+        Done::new(outputs, timings)
     }
 
     /// Runs one step after another, each as a request to its own endpoint. The
@@ -328,6 +331,7 @@ impl Registry {
         let started = self.config.clock.now();
         let members = ensemble.members(self)?;
         let mut tensors = ensemble.begin(inputs);
+        let mut steps = Vec::new();
         for (step, (endpoint, revision)) in ensemble.steps().iter().zip(members) {
             let call = InferCall {
                 endpoint: &step.model,
@@ -338,9 +342,18 @@ impl Registry {
                 trace: request.trace,
                 ..InferCall::default()
             };
+            let from = self.config.clock.now();
             let answer = self.infer_member(&endpoint, revision, call).await;
             let answer =
                 answer.map_err(|error| error.context(format_args!("model \"{}\"", step.model)))?;
+            if request.trace.is_some() {
+                steps.push(StepRun {
+                    model: step.model.clone(),
+                    version: answer.revision.version(),
+                    from,
+                    until: self.config.clock.now(),
+                });
+            }
             step.scatter(answer.outputs, &mut tensors);
         }
         let outputs = ensemble.finish(&tensors);
@@ -349,7 +362,7 @@ impl Registry {
         let rows = 1;
         request.revision.stats.executed(&Execution { rows, timings });
         drop(permit);
-        Ok(Done { outputs, timings })
+        Ok(Done { steps, ..Done::new(outputs, timings) })
     }
 
     /// Boxed, since requests to ensembles contain requests.
@@ -420,7 +433,7 @@ impl Registry {
         deadline: Instant,
     ) -> std::result::Result<Done, CutShort> {
         if self.config.clock.now() >= deadline {
-            return Ok(Done { outputs: Err(late()), timings: Timings::default() });
+            return Ok(Done::new(Err(late()), Timings::default()));
         }
         let control = RunControl::new(Some(deadline), self.config.max_loop_iterations).brief();
         let done = run_one(revision, inputs, &control, Duration::ZERO);
@@ -501,6 +514,7 @@ struct Answered {
     outputs: Vec<(String, Tensor)>,
     timings: Timings,
     rows: u64,
+    steps: Vec<StepRun>,
 }
 
 /// The answer, or a timeout at the deadline even if the run goes on: it notices

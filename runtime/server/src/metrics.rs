@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use machine::Machine;
 use mortise_host::PluginStats;
 use mortise_serve::{
-    DurationCount, Endpoint, LATENCY_BOUNDS_US, Readiness, Stage, StatsSnapshot, Variant,
+    DurationCount, Endpoint, LATENCY_BOUNDS_US, Readiness, Revision, StatsSnapshot, Variant,
     VariantStatsSnapshot, VersionStatsSnapshot,
 };
 use std::fmt::Write;
@@ -54,10 +54,10 @@ fn render(app: &App, machine: &Machine) -> String {
         .registry
         .list()
         .into_iter()
-        .map(|endpoint| {
-            let mut versions = endpoint.version_stats();
-            versions.sort_by_key(|stats| stats.version);
-            Row { stats: endpoint.stats(), versions, endpoint }
+        .map(|endpoint| Row {
+            stats: endpoint.stats(),
+            versions: endpoint.version_stats(),
+            endpoint,
         })
         .collect();
     let mut page = Page::default();
@@ -187,10 +187,8 @@ fn stages(page: &mut Page, rows: &[Row]) {
         page.line("mortise_queued_bytes", &labels, version.queued_bytes);
     }
     page.family("mortise_model_memory_bytes", "gauge", "weights and working memory of graphs");
-    for row in rows {
-        if let Some(revision) = row.endpoint.live() {
-            page.line("mortise_model_memory_bytes", &row.labels(), revision.memory_bytes());
-        }
+    for (labels, revision) in rows.iter().flat_map(Row::revisions) {
+        page.line("mortise_model_memory_bytes", &labels, revision.memory_bytes());
     }
 }
 
@@ -304,15 +302,25 @@ fn routers(page: &mut Page, rows: &[Row]) {
 }
 
 impl Row {
-    /// The labels and counts of each custom plugin of the live revision.
-    fn plugins(&self) -> Vec<(String, PluginStats)> {
-        let Some(revision) = self.endpoint.live() else { return Vec::new() };
-        let stages = revision.stages().iter().enumerate();
-        let of_stage = |(index, stage): (usize, &Stage)| {
-            let labels = format!("{},stage=\"{index}\"", self.labels());
-            Some((labels, stage.plugin_stats()?))
+    /// Each version that answers now, with its labels.
+    fn revisions(&self) -> Vec<(String, Arc<Revision>)> {
+        let labelled = |revision: Arc<Revision>| {
+            let labels = format!("{},version=\"{}\"", self.labels(), revision.version());
+            (labels, revision)
         };
-        stages.filter_map(of_stage).collect()
+        self.endpoint.revisions().into_iter().map(labelled).collect()
+    }
+
+    /// The labels and counts of each custom plugin of each version.
+    fn plugins(&self) -> Vec<(String, PluginStats)> {
+        let mut plugins = Vec::new();
+        for (labels, revision) in self.revisions() {
+            for (index, stage) in revision.stages().iter().enumerate() {
+                let labels = format!("{labels},stage=\"{index}\"");
+                plugins.extend(stage.plugin_stats().map(|stats| (labels, stats)));
+            }
+        }
+        plugins
     }
 
     /// The labels and counts of each version.

@@ -36,6 +36,15 @@ impl Command {
         self
     }
 
+    /// Without the variables whose names begin so.
+    pub(crate) fn without_env(mut self, prefix: &str) -> Self {
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(|name| name.to_string_lossy().starts_with(prefix)) {
+            self.inner.env_remove(name);
+        }
+        self
+    }
+
     pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.inner.env(key, value);
         self

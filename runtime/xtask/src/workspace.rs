@@ -65,7 +65,15 @@ impl Workspace {
     /// `cargo` in the root, told where the embedded components and the test
     /// inputs are.
     pub(crate) fn cargo(&self, args: &[&str]) -> Command {
-        Command::new("cargo").args(args).current_dir(&self.root).envs(self.environment())
+        // Told about this program, build scripts that read such variables would
+        // run again, and all that needs them be compiled again, whenever builds
+        // from here and from a shell take turns.
+        Command::new("cargo")
+            .without_env("CARGO_PKG_")
+            .without_env("CARGO_MANIFEST_")
+            .args(args)
+            .current_dir(&self.root)
+            .envs(self.environment())
     }
 
     /// What the server's build, the tests and the benchmarks read. The plugin

@@ -98,6 +98,7 @@ impl HostGraph for State {
 
         let start = Instant::now();
         let control = self.budget.graph_control(&self.control, start);
+        self.clock.need(self.budget.graph_ticks());
         let result = shielded("run", || graph.run(inputs, &control)).map_err(Refusal::from);
         let spent = self.budget.spent_on_graph(start.elapsed());
         if spent.is_err() && self.budget.is_brief() {

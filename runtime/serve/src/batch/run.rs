@@ -2,6 +2,7 @@
 
 use super::queue::{Dropped, Member};
 use super::{Engine, Pending, merge};
+use crate::ensemble::StepRun;
 use crate::infer::late;
 use crate::revision::{Ran, Revision};
 use crate::version_stats::{Execution, Timings};
@@ -12,6 +13,8 @@ use std::time::Duration;
 pub(crate) struct Done {
     pub(crate) outputs: Result<Vec<Tensor>>,
     pub(crate) timings: Timings,
+    /// Of a traced request to an ensemble.
+    pub(crate) steps: Vec<StepRun>,
 }
 
 /// Runs members together. When that fails, each runs again alone, once: only
@@ -60,7 +63,7 @@ fn run_together(
     revision.stats.executed(&Execution { rows, timings });
     let done = |(member, outputs): (&Member<Pending>, Vec<Tensor>)| {
         let queue = started.saturating_duration_since(member.since);
-        Done { outputs: Ok(outputs), timings: Timings { queue, ..timings } }
+        Done::new(Ok(outputs), Timings { queue, ..timings })
     };
     Ok(members.iter().zip(parts).map(done).collect())
 }
@@ -91,7 +94,7 @@ pub(crate) fn run_one(
     if outputs.is_ok() && control.was_cut_short().is_none() {
         revision.stats.executed(&Execution { rows, timings });
     }
-    Done { outputs, timings }
+    Done::new(outputs, timings)
 }
 
 /// Answers what did not run.
@@ -103,8 +106,12 @@ pub(super) fn answer_dropped(dropped: Dropped<Pending>) {
 }
 
 impl Done {
+    pub(crate) fn new(outputs: Result<Vec<Tensor>>, timings: Timings) -> Self {
+        Self { outputs, timings, steps: Vec::new() }
+    }
+
     fn failed(error: mortise_types::Error, queue: Duration) -> Self {
-        Self { outputs: Err(error), timings: Timings { queue, ..Timings::default() } }
+        Self::new(Err(error), Timings { queue, ..Timings::default() })
     }
 }
 

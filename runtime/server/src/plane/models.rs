@@ -78,7 +78,7 @@ impl Plane {
 
     pub(crate) fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
         let endpoints = self.registry.list();
-        let entries = endpoints.iter().map(|endpoint| index_entry(endpoint));
+        let entries = endpoints.iter().flat_map(|endpoint| index_entries(endpoint));
         entries.filter(|entry| !ready_only || entry.is_ready()).collect()
     }
 
@@ -97,16 +97,15 @@ impl Plane {
         };
         let mut all = Vec::new();
         for endpoint in &endpoints {
-            let memory_bytes = endpoint.live().map_or(0, |live| live.memory_bytes());
-            let rows = endpoint
-                .version_stats()
-                .into_iter()
-                .filter(|row| version.is_none_or(|wanted| wanted.parse() == Ok(row.version)));
-            let name = endpoint.name();
-            all.extend(rows.map(|stats| ModelStatistics {
-                name: name.to_owned(),
-                memory_bytes,
-                stats,
+            let wanted = |revision: &&Arc<Revision>| {
+                version.is_none_or(|wanted| wanted.parse() == Ok(revision.version()))
+            };
+            all.extend(endpoint.revisions().iter().filter(wanted).map(|revision| {
+                ModelStatistics {
+                    name: endpoint.name().to_owned(),
+                    memory_bytes: revision.memory_bytes(),
+                    stats: revision.stats_snapshot(),
+                }
             }));
         }
         if let (true, Some(name), Some(version)) = (all.is_empty(), name, version) {
@@ -172,13 +171,22 @@ fn why_not_ready(endpoint: &Endpoint) -> String {
     }
 }
 
-fn index_entry(endpoint: &Endpoint) -> IndexEntry {
-    let version = endpoint.live().map(|live| live.version());
-    let not_ready = match endpoint.readiness() {
-        Readiness::Ready => None,
-        Readiness::NotReady(why) => Some(why),
+/// One for each version that answers; one without a version where none does.
+fn index_entries(endpoint: &Endpoint) -> Vec<IndexEntry> {
+    let entry = |version: Option<u64>, readiness: Readiness| {
+        let not_ready = match readiness {
+            Readiness::Ready => None,
+            Readiness::NotReady(why) => Some(why),
+        };
+        IndexEntry::new(endpoint.name(), version, not_ready)
     };
-    IndexEntry::new(endpoint.name(), version, not_ready)
+    let revisions = endpoint.revisions();
+    if revisions.is_empty() {
+        return vec![entry(None, endpoint.readiness())];
+    }
+    let of_version =
+        |revision: &Arc<Revision>| entry(Some(revision.version()), endpoint.readiness_of(revision));
+    revisions.iter().map(of_version).collect()
 }
 
 /// The plugin that runs a model.

@@ -1,7 +1,7 @@
 use super::Tracer;
 use super::context::{self, Parent};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mortise_serve::InferAnswer;
+use mortise_serve::{InferAnswer, StepRun};
 use mortise_types::{Error, TraceContext};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
@@ -95,6 +95,8 @@ pub(super) struct Recorded {
     /// The wall clock's time of `arrived`.
     arrived_at: SystemTime,
     parts: Vec<Part>,
+    /// Of an ensemble.
+    steps: Vec<StepRun>,
     status: Status,
 }
 
@@ -139,6 +141,7 @@ impl Recorded {
             arrived,
             arrived_at: SystemTime::now() - arrived.elapsed(),
             parts: Vec::new(),
+            steps: Vec::new(),
             status: Status::Unset,
         }
     }
@@ -147,6 +150,7 @@ impl Recorded {
     /// merged, they are those of the run.
     fn answered(&mut self, asked: Instant, answer: &InferAnswer) {
         self.version = Some((answer.revision.version(), answer.variant.clone()));
+        self.steps.clone_from(&answer.steps);
         let timings = &answer.timings;
         let mut from = asked;
         for (name, took) in [
@@ -165,9 +169,10 @@ impl Recorded {
     }
 
     fn spans(&mut self, until: Instant) -> Vec<SpanData> {
-        let parts = std::mem::take(&mut self.parts);
+        let (parts, steps) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.steps));
         let mut spans = vec![self.request_span(until)];
         spans.extend(parts.into_iter().map(|part| self.part_span(part)));
+        spans.extend(steps.into_iter().map(|step| self.step_span(step)));
         spans
     }
 
@@ -199,15 +204,30 @@ impl Recorded {
     fn part_span(&self, part: Part) -> SpanData {
         let context = match part.name {
             COMPUTE => self.compute.clone(),
-            _ => SpanContext::new(
-                self.own.trace_id(),
-                RandomIdGenerator::default().new_span_id(),
-                TraceFlags::SAMPLED,
-                false,
-                self.own.trace_state().clone(),
-            ),
+            _ => self.next_context(),
         };
         self.span(context, Cow::Borrowed(part.name), part.from, part.until)
+    }
+
+    /// A model that an ensemble ran, within its compute.
+    fn step_span(&self, step: StepRun) -> SpanData {
+        let name = Cow::Owned(format!("step {}", step.model));
+        let span = self.span(self.next_context(), name, step.from, step.until);
+        let attributes = vec![
+            KeyValue::new("mortise.endpoint", step.model),
+            KeyValue::new("mortise.version", step.version.cast_signed()),
+        ];
+        SpanData { parent_span_id: self.compute.span_id(), attributes, ..span }
+    }
+
+    fn next_context(&self) -> SpanContext {
+        SpanContext::new(
+            self.own.trace_id(),
+            RandomIdGenerator::default().new_span_id(),
+            TraceFlags::SAMPLED,
+            false,
+            self.own.trace_state().clone(),
+        )
     }
 
     /// A span within the request's own.
