@@ -27,6 +27,10 @@ const OFFERED: f64 = 0.3;
 /// wait for connections to be made.
 const WARM: Duration = Duration::from_millis(500);
 
+/// Turns in which the endpoints share each round's time: machines slow down and
+/// speed up for seconds at a time.
+const TURNS: u32 = 10;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Interleaved pairs of each comparison.
@@ -101,9 +105,14 @@ fn deploy_all(admin: &mut Admin) -> Result<()> {
 }
 
 fn round(server: &Server, time: Duration, number: usize, ratios: &mut Ratios) -> Result<()> {
-    let rps = |name: &str| Ok::<_, anyhow::Error>(measure(server, name, time)?.rps());
     let names = ["plain", "routed", "transformed", "entered", "twin"];
-    let [plain, routed, transformed, entered, twin] = in_turn(names, number, rps)?;
+    let mut rps = [0.0; 5];
+    for turn in 0..TURNS {
+        let one = |name: &str| Ok(measure(server, name, time / TURNS)?.rps());
+        let part = in_turn(names, number + turn as usize, one)?;
+        rps.iter_mut().zip(part).for_each(|(sum, rps)| *sum += rps / f64::from(TURNS));
+    }
+    let [plain, routed, transformed, entered, twin] = rps;
     ratios.routed.push(routed / plain);
     ratios.transformed.push(transformed / plain);
     ratios.entered.push(entered / plain);
@@ -116,8 +125,8 @@ fn round(server: &Server, time: Duration, number: usize, ratios: &mut Ratios) ->
     ratios.twin_tail.push(twin_tail / alone);
     println!(
         "plain {plain:.0} rps, routed {routed:.0}, with a transform {transformed:.0}, \
-         entered for each request {entered:.0}, twin {twin:.0}; p99 at {:.0} rps: plain {alone:.0} us, shadow {shadowed:.0}, hanging shadow \
-         {hanging:.0}, twin {twin_tail:.0}",
+         entered for each request {entered:.0}, twin {twin:.0}; p99 at {:.0} rps: plain \
+         {alone:.0} us, shadow {shadowed:.0}, hanging shadow {hanging:.0}, twin {twin_tail:.0}",
         plain * OFFERED
     );
     Ok(())
