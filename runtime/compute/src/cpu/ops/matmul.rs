@@ -1,8 +1,10 @@
 //! Matrix products: `MatMul`, `Gemm` and their fused forms. f32 runs on
-//! rten-gemm, with constant right-hand sides packed at compile time; halves
-//! go through f32; f64 and integers use plain loops.
+//! rten-gemm, with constant right-hand sides packed at compile time, and on a
+//! kernel of our own where those are small; halves go through f32; f64 and
+//! integers use plain loops.
 
 mod einsum;
+mod small;
 
 use super::broadcast::{Broadcast, broadcast_shape, zip_into};
 use super::elementwise::{Activation, activate, cast_tensor};
@@ -12,6 +14,7 @@ use number::{Number, by_numeric};
 use rayon::prelude::*;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::{Matrix, NdTensorView};
+use small::SmallRight;
 use smallvec::smallvec;
 
 use super::elementwise::number;
@@ -48,7 +51,7 @@ struct MatMul {
     transpose_a: bool,
     transpose_b: bool,
     activation: Option<Activation>,
-    packed: Option<PackedBMatrix<f32>>,
+    packed: Option<Right>,
 }
 
 impl MatMul {
@@ -102,7 +105,7 @@ impl Operator for MatMul {
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, packed_bytes)
+        self.packed.as_ref().map_or(0, Right::bytes)
     }
 
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
@@ -242,7 +245,7 @@ struct Product<'a> {
     transpose: (bool, bool),
     alpha: f32,
     bias: Option<&'a [f32]>,
-    packed: Option<&'a PackedBMatrix<f32>>,
+    packed: Option<&'a Right>,
 }
 
 impl Product<'_> {
@@ -287,16 +290,41 @@ impl Product<'_> {
     }
 
     fn block(&self, rows: usize, a: &[f32], b: &[f32], out: &mut [f32], beta: f32) -> Result<()> {
+        if let Some(small) = self.small(rows, beta) {
+            self.with_small(small, rows, a, out);
+            return Ok(());
+        }
         let a = matrix(a, (rows, self.depth), self.transpose.0);
         // One row reads all of the weights once: packed ones gain nothing.
         let b = match self.packed {
-            Some(packed) if rows > 1 => GemmInputB::Packed(packed),
+            Some(Right::Packed(packed)) if rows > 1 => GemmInputB::Packed(packed),
             _ => GemmInputB::Unpacked(matrix(b, (self.depth, self.columns), self.transpose.1)),
         };
         let bias = self.bias.map(BiasVector::Row);
         let options = GemmOptions { alpha: self.alpha, beta, bias, ..GemmOptions::default() };
         GEMM.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a), b, options))
             .map_err(|error| Error::invalid(format!("the product failed: {error}")))
+    }
+}
+
+impl Product<'_> {
+    /// The right side, if it is small and the rest is as its kernel does it.
+    fn small(&self, rows: usize, beta: f32) -> Option<&SmallRight> {
+        let Some(Right::Small(small)) = self.packed else { return None };
+        let is_plain = self.alpha == 1.0 && beta == 0.0 && !self.transpose.0;
+        let fits = self.bias.is_none_or(|bias| bias.len() == self.columns);
+        (is_plain && fits && rows > 1).then_some(small)
+    }
+
+    fn with_small(&self, small: &SmallRight, rows: usize, a: &[f32], out: &mut [f32]) {
+        let threads = rayon::current_num_threads();
+        let cost = rows.saturating_mul(self.depth).saturating_mul(self.columns);
+        if threads == 1 || cost < PARALLEL_WORTH {
+            return small.multiply(a, self.bias, out);
+        }
+        let part = rows.div_ceil(threads).next_multiple_of(2);
+        let parts = a.par_chunks(part * self.depth).zip(out.par_chunks_mut(part * self.columns));
+        parts.for_each(|(a, out)| small.multiply(a, self.bias, out));
     }
 }
 
@@ -320,16 +348,35 @@ fn batch_offsets(batch: &[usize], sides: [&[usize]; 2]) -> Vec<[usize; 2]> {
     offsets
 }
 
-fn pack(constants: &[Option<Value>], transposed: bool) -> Option<PackedBMatrix<f32>> {
+/// A constant right side in the layout of the kernels.
+enum Right {
+    Small(SmallRight),
+    Packed(PackedBMatrix<f32>),
+}
+
+impl Right {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Small(small) => small.bytes(),
+            Self::Packed(packed) => packed.rows() * packed.cols() * size_of::<f32>(),
+        }
+    }
+}
+
+fn pack(constants: &[Option<Value>], transposed: bool) -> Option<Right> {
     let Some(Some(Value::Tensor(b))) = constants.get(1) else { return None };
     let &[rows, columns] = b.shape() else { return None };
     let data = b.as_slice::<f32>().ok().filter(|data| !data.is_empty())?;
     let size = if transposed { (columns, rows) } else { (rows, columns) };
-    Some(GEMM.with(|gemm| gemm.prepack_b(matrix(data, size, transposed))))
-}
-
-fn packed_bytes(packed: &PackedBMatrix<f32>) -> usize {
-    packed.rows() * packed.cols() * size_of::<f32>()
+    let at = |row: usize, column: usize| match transposed {
+        true => data[column * columns + row],
+        false => data[row * columns + column],
+    };
+    if let Some(small) = SmallRight::new(size, at) {
+        return Some(Right::Small(small));
+    }
+    let packed = GEMM.with(|gemm| gemm.prepack_b(matrix(data, size, transposed)));
+    Some(Right::Packed(packed))
 }
 
 /// Row times column, for element types that have no fast kernel.
@@ -369,7 +416,7 @@ struct Gemm {
     transpose_a: bool,
     transpose_b: bool,
     activation: Option<Activation>,
-    packed: Option<PackedBMatrix<f32>>,
+    packed: Option<Right>,
 }
 
 impl Gemm {
@@ -448,7 +495,7 @@ impl Operator for Gemm {
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, packed_bytes)
+        self.packed.as_ref().map_or(0, Right::bytes)
     }
 
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
