@@ -93,6 +93,7 @@ mod context;
 mod dtype;
 mod error;
 mod graph;
+pub mod hash;
 pub mod log;
 mod ops;
 mod plugin;

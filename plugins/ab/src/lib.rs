@@ -10,6 +10,7 @@
 //! - `groups`: `{"treatment": {"version": 2, "share": 0.5}}`; whoever is in no
 //!   group gets the stable version. By default each version gets as many.
 
+use mortise_plugin_sdk::hash::{self, mix, unit};
 use mortise_plugin_sdk::{Candidate, Choice, Context, Error, Probe, Result, Router, export_router};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -119,20 +120,7 @@ fn bounds(config: &Config, variants: &[Candidate]) -> Result<Vec<(f64, u32)>> {
 }
 
 fn hash_text(kind: &str, text: &str) -> u64 {
-    kind.bytes().chain(text.bytes()).fold(1, |hash, byte| mix(hash ^ u64::from(byte)))
-}
-
-/// From 0 up to 1, from the upper 53 bits.
-fn unit(hash: u64) -> f64 {
-    (hash >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// The finaliser of splitmix64.
-fn mix(mut value: u64) -> u64 {
-    value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
+    hash::bytes(hash::bytes(1, kind.as_bytes()), text.as_bytes())
 }
 
 #[cfg(test)]

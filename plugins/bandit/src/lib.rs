@@ -9,6 +9,7 @@
 //! tenths of a success and seven of a failure. Each version's rate then has a
 //! beta distribution, from which every request draws; the highest draw answers.
 
+use mortise_plugin_sdk::hash::mix;
 use mortise_plugin_sdk::{
     Candidate, Choice, Context, Error, Event, Probe, Result, Router, export_router,
 };
@@ -108,11 +109,9 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
+        let drawn = mix(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
+        drawn
     }
 
     /// Above 0 and at most 1.

@@ -11,6 +11,7 @@
 //! A plugin has no source of randomness: which requests fail follows from what
 //! they hold and from how many came before, in each instance on its own.
 
+use mortise_plugin_sdk::hash::{self, mix, unit};
 use mortise_plugin_sdk::{
     Context, DType, Error, Loaded, Result, Signature, Tensor, TensorSpec, Transform,
     export_transform,
@@ -77,19 +78,18 @@ impl Faults {
         self.seen.set(seen + 1);
         let mut content = 0;
         for tensor in inputs.iter().filter(|tensor| tensor.dtype() != DType::String) {
-            content = mixed(content, &tensor.to_bytes()?);
+            content = hash::bytes(content, &tensor.to_bytes()?);
         }
         // Each restart would otherwise begin with the same few that fail.
-        Ok(unit(content.wrapping_add(seen)) < self.fails_below)
+        Ok(draw(content, seen) < self.fails_below)
     }
 }
 
 export_transform!(Faults);
 
-/// A digest of the bytes that follow others: FNV-1a.
-fn mixed(before: u64, bytes: &[u8]) -> u64 {
-    let start = before ^ 0xcbf2_9ce4_8422_2325;
-    bytes.iter().fold(start, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+/// From 0 up to 1, for a request with this content after so many others.
+fn draw(content: u64, seen: u64) -> f64 {
+    unit(mix(content.wrapping_add(seen)))
 }
 
 fn copy(tensor: &Tensor) -> Result<Tensor> {
@@ -99,22 +99,15 @@ fn copy(tensor: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The n-th number of a sequence that looks random, from 0 up to 1: splitmix64.
-fn unit(n: u64) -> f64 {
-    let mut value = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((value ^ (value >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{mixed, unit};
+    use super::draw;
+    use mortise_plugin_sdk::hash;
 
     #[test]
     fn about_as_many_fail_as_were_asked_for() {
         for rate in [0.005, 0.03, 0.5] {
-            let failed = (0..100_000).filter(|&n| unit(n) < rate).count() as f64;
+            let failed = (0..100_000).filter(|&seen| draw(0, seen) < rate).count() as f64;
             let deviation = (100_000.0 * rate * (1.0 - rate)).sqrt();
             assert!((failed - 100_000.0 * rate).abs() < 4.0 * deviation, "{failed} at {rate}");
         }
@@ -123,8 +116,8 @@ mod tests {
     /// Instances that are started again and again see few requests each.
     #[test]
     fn short_lives_fail_as_often_as_long_ones() {
-        let content = |user: u16| mixed(0, &f32::from(user).to_le_bytes());
-        let fails = |user: u16, seen: u64| unit(content(user).wrapping_add(seen)) < 0.01;
+        let content = |user: u16| hash::bytes(0, &f32::from(user).to_le_bytes());
+        let fails = |user: u16, seen: u64| draw(content(user), seen) < 0.01;
         let failed: usize =
             (0..1_000).map(|user| (0..100).filter(|&seen| fails(user, seen)).count()).sum();
         assert!((880..1_120).contains(&failed), "{failed} of 100,000 at 0.01");

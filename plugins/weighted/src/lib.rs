@@ -11,6 +11,7 @@
 //! **Configuration**, optional: `salt`, a text. Another salt assigns all keys
 //! anew.
 
+use mortise_plugin_sdk::hash::{self, mix};
 use mortise_plugin_sdk::{Candidate, Choice, Context, Probe, Result, Router, export_router};
 use serde::Deserialize;
 
@@ -37,7 +38,7 @@ struct Share {
 impl Router for Weighted {
     fn configure(variants: &[Candidate], ctx: &Context) -> Result<(Self, Vec<Probe>)> {
         let config: Config = ctx.config()?;
-        let salt = config.salt.bytes().fold(0, |salt, byte| mix(salt ^ u64::from(byte)));
+        let salt = hash::bytes(0, config.salt.as_bytes());
         let stable = variants.iter().position(|variant| variant.stable).unwrap_or(0);
         let share = |(index, variant): (usize, &Candidate)| Share {
             index: index as u32,
@@ -69,14 +70,6 @@ export_router!(Weighted);
 /// A number above 0 and at most 1, from the upper 53 bits.
 fn unit(hash: u64) -> f64 {
     ((hash >> 11) + 1) as f64 / (1u64 << 53) as f64
-}
-
-/// The finaliser of splitmix64.
-fn mix(mut value: u64) -> u64 {
-    value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]

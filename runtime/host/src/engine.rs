@@ -1,5 +1,5 @@
 use crate::bindings::Contract;
-use crate::budget::{TICK, TickClock};
+use crate::clock::{TICK, TickClock};
 use crate::state::State;
 use mortise_types::{Error, Result};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,5 +1,5 @@
-use crate::budget::TickClock;
 use crate::cache::Cache;
+use crate::clock::TickClock;
 use crate::engine::{Engines, Flavour};
 use crate::state::State;
 use crate::{HostConfig, compile, verify, wasi};

@@ -1,5 +1,6 @@
 use crate::bindings::{Plan, call_of, export_of, types};
-use crate::budget::{TickClock, moment_over};
+use crate::budget::moment_over;
+use crate::clock::TickClock;
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
 use crate::limits::Refusal;

@@ -9,6 +9,7 @@
 mod bindings;
 mod budget;
 mod cache;
+mod clock;
 mod compile;
 mod config;
 mod engine;

@@ -2,7 +2,7 @@
 //! entered for a short time.
 
 use crate::bindings::types;
-use crate::budget::TickClock;
+use crate::clock::TickClock;
 use crate::failure::{Entry, Failure, explain};
 use crate::host::Code;
 use crate::instance::{at_epoch_deadline, set_deadline};

@@ -1,6 +1,6 @@
 use crate::bindings::router_world::Router as Bindings;
 use crate::bindings::router_world::exports::mortise::plugin::router_api as raw;
-use crate::budget::TICK;
+use crate::clock::TICK;
 use crate::failure::{Failure, Fault};
 use crate::policy::{Entered, PolicyCode, PolicyRequest};
 use crate::quarantine::Quarantine;

@@ -1,5 +1,6 @@
 use crate::bindings::types;
-use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT, TickClock};
+use crate::budget::{Budget, CALL_TIMEOUT, LOAD_TIMEOUT};
+use crate::clock::TickClock;
 use crate::handles::Handles;
 use crate::limits::{LimitHit, Refusal};
 use crate::log::LogGate;

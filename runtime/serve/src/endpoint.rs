@@ -33,6 +33,16 @@ pub enum Readiness {
     NotReady(String),
 }
 
+impl Readiness {
+    /// Why not; `None` when it can.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::NotReady(why) => Some(why),
+        }
+    }
+}
+
 impl Endpoint {
     pub(crate) fn new(name: &str, lane: u64, max_requests: usize) -> Self {
         Self {

@@ -1,4 +1,4 @@
-use crate::endpoint::{Endpoint, Readiness};
+use crate::endpoint::Endpoint;
 use crate::registry::Registry;
 use crate::revision::Revision;
 use crate::stage::{CustomStage, Stage, StageRun};
@@ -171,10 +171,7 @@ impl CustomStage for Ensemble {
         let Some(registry) = self.registry.upgrade() else { return PluginHealth::Ready };
         let sick = |step: &EnsembleStep| match registry.endpoint(&step.model) {
             None => Some(format!("model \"{}\" is not deployed", step.model)),
-            Some(endpoint) => match endpoint.readiness() {
-                Readiness::Ready => None,
-                Readiness::NotReady(reason) => Some(reason),
-            },
+            Some(endpoint) => endpoint.readiness().obstacle(),
         };
         match self.steps.iter().find_map(sick) {
             None => PluginHealth::Ready,

@@ -68,7 +68,7 @@ async fn steps_are_wired_by_name_and_counted_by_their_endpoints() {
     assert_eq!(blocking[0].1.as_slice::<f32>().unwrap(), [6.0], "as self-tests run it");
 
     registry.withdraw("sum", "it was unloaded");
-    assert_ne!(six.readiness(), Readiness::Ready, "readiness is truthful");
+    assert_ne!(six.readiness(), crate::Readiness::Ready, "readiness is truthful");
 }
 
 #[test]

@@ -223,7 +223,7 @@ pub(crate) struct DeployArgs {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) serving: Option<PathBuf>,
     /// Give the version a share of the traffic, moved by this strategy: canary,
-    /// or the file of one (.wasm).
+    /// blue-green, manual, or the file of one (.wasm).
     #[arg(long, value_name = "STRATEGY", group = "shared")]
     pub(crate) rollout: Option<String>,
     /// Keep the version beside the live one, with this share of the traffic,
@@ -243,7 +243,7 @@ pub(crate) struct DeployArgs {
     #[arg(long, value_name = "PLACE", requires = "shared")]
     pub(crate) key: Option<String>,
     /// A service that is told about each step, by POST.
-    #[arg(long, value_name = "URL", requires = "rollout")]
+    #[arg(long, value_name = "URL", requires = "rollout", conflicts_with = "beside")]
     pub(crate) hook: Option<String>,
     /// Take a step only when the hook answers with success.
     #[arg(long, requires = "hook")]

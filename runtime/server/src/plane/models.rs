@@ -70,10 +70,7 @@ impl Plane {
             Some(lineup) => endpoint.readiness_of(&*find_version(name, version, &lineup)?),
             None => endpoint.readiness(),
         };
-        Ok(match readiness {
-            Readiness::Ready => None,
-            Readiness::NotReady(why) => Some(why),
-        })
+        Ok(readiness.obstacle())
     }
 
     pub(crate) fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
@@ -164,21 +161,15 @@ fn find_version(name: &str, version: Option<&str>, lineup: &Lineup) -> Result<Ar
 }
 
 fn why_not_ready(endpoint: &Endpoint) -> String {
-    match endpoint.readiness() {
-        Readiness::NotReady(why) => why,
-        // It became ready since it was looked at.
-        Readiness::Ready => format!("model \"{}\" is not ready: it is loading", endpoint.name()),
-    }
+    // It may have become ready since it was looked at.
+    let since = || format!("model \"{}\" is not ready: it is loading", endpoint.name());
+    endpoint.readiness().obstacle().unwrap_or_else(since)
 }
 
 /// One for each version that answers; one without a version where none does.
 fn index_entries(endpoint: &Endpoint) -> Vec<IndexEntry> {
     let entry = |version: Option<u64>, readiness: Readiness| {
-        let not_ready = match readiness {
-            Readiness::Ready => None,
-            Readiness::NotReady(why) => Some(why),
-        };
-        IndexEntry::new(endpoint.name(), version, not_ready)
+        IndexEntry::new(endpoint.name(), version, readiness.obstacle())
     };
     let revisions = endpoint.revisions();
     if revisions.is_empty() {

@@ -51,7 +51,7 @@ struct MatMul {
     transpose_a: bool,
     transpose_b: bool,
     activation: Option<Activation>,
-    packed: Option<Right>,
+    right: Option<Right>,
 }
 
 impl MatMul {
@@ -61,7 +61,7 @@ impl MatMul {
             transpose_a: false,
             transpose_b: false,
             activation: None,
-            packed: None,
+            right: None,
         }))
     }
 
@@ -77,7 +77,7 @@ impl MatMul {
             transpose_a: attributes.int_or("transA", 0)? != 0,
             transpose_b: attributes.int_or("transB", 0)? != 0,
             activation: fused_activation(&attributes)?,
-            packed: None,
+            right: None,
         }))
     }
 }
@@ -100,12 +100,12 @@ pub(crate) fn fused_activation(attributes: &Attributes<'_>) -> Result<Option<Act
 
 impl Operator for MatMul {
     fn prepare(&mut self, constants: &[Option<Value>]) -> Result<()> {
-        self.packed = pack(constants, self.transpose_b);
+        self.right = pack(constants, self.transpose_b);
         Ok(())
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Right::bytes)
+        self.right.as_ref().map_or(0, Right::bytes)
     }
 
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {
@@ -149,7 +149,7 @@ impl MatMul {
             transpose: (self.transpose_a, self.transpose_b),
             alpha: self.alpha,
             bias: bias.map(|bias| bias.as_slice::<f32>()).transpose()?,
-            packed: self.packed.as_ref(),
+            right: self.right.as_ref(),
         };
         let (a, b) = (a.as_slice::<f32>()?, b.as_slice::<f32>()?);
         product.batched(shape, a, b, output.as_mut_slice::<f32>()?)?;
@@ -172,7 +172,7 @@ pub(crate) fn affine(
         transpose_a: false,
         transpose_b: false,
         activation: None,
-        packed: None,
+        right: None,
     };
     plain.single(ctx, &ProductShape::new(a, b, (false, false))?, (a, b), bias)
 }
@@ -245,7 +245,7 @@ struct Product<'a> {
     transpose: (bool, bool),
     alpha: f32,
     bias: Option<&'a [f32]>,
-    packed: Option<&'a Right>,
+    right: Option<&'a Right>,
 }
 
 impl Product<'_> {
@@ -296,7 +296,7 @@ impl Product<'_> {
         }
         let a = matrix(a, (rows, self.depth), self.transpose.0);
         // One row reads all of the weights once: packed ones gain nothing.
-        let b = match self.packed {
+        let b = match self.right {
             Some(Right::Packed(packed)) if rows > 1 => GemmInputB::Packed(packed),
             _ => GemmInputB::Unpacked(matrix(b, (self.depth, self.columns), self.transpose.1)),
         };
@@ -305,12 +305,10 @@ impl Product<'_> {
         GEMM.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a), b, options))
             .map_err(|error| Error::invalid(format!("the product failed: {error}")))
     }
-}
 
-impl Product<'_> {
     /// The right side, if it is small and the rest is as its kernel does it.
     fn small(&self, rows: usize, beta: f32) -> Option<&SmallRight> {
-        let Some(Right::Small(small)) = self.packed else { return None };
+        let Some(Right::Small(small)) = self.right else { return None };
         let is_plain = self.alpha == 1.0 && beta == 0.0 && !self.transpose.0;
         let fits = self.bias.is_none_or(|bias| bias.len() == self.columns);
         (is_plain && fits && rows > 1).then_some(small)
@@ -322,7 +320,7 @@ impl Product<'_> {
         if threads == 1 || cost < PARALLEL_WORTH {
             return small.multiply(a, self.bias, out);
         }
-        let part = rows.div_ceil(threads).next_multiple_of(2);
+        let part = rows.div_ceil(threads).next_multiple_of(small::ROWS);
         let parts = a.par_chunks(part * self.depth).zip(out.par_chunks_mut(part * self.columns));
         parts.for_each(|(a, out)| small.multiply(a, self.bias, out));
     }
@@ -416,7 +414,7 @@ struct Gemm {
     transpose_a: bool,
     transpose_b: bool,
     activation: Option<Activation>,
-    packed: Option<Right>,
+    right: Option<Right>,
 }
 
 impl Gemm {
@@ -428,7 +426,7 @@ impl Gemm {
             transpose_a: attributes.int_or("transA", 0)? != 0,
             transpose_b: attributes.int_or("transB", 0)? != 0,
             activation: fused_activation(&attributes)?,
-            packed: None,
+            right: None,
         }))
     }
 
@@ -460,7 +458,7 @@ impl Gemm {
             transpose: (self.transpose_a, self.transpose_b),
             alpha: self.alpha,
             bias,
-            packed: self.packed.as_ref(),
+            right: self.right.as_ref(),
         };
         product.one(a.as_slice::<f32>()?, b.as_slice::<f32>()?, out, beta)?;
         Ok(output)
@@ -490,12 +488,12 @@ impl Gemm {
 
 impl Operator for Gemm {
     fn prepare(&mut self, constants: &[Option<Value>]) -> Result<()> {
-        self.packed = pack(constants, self.transpose_b);
+        self.right = pack(constants, self.transpose_b);
         Ok(())
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Right::bytes)
+        self.right.as_ref().map_or(0, Right::bytes)
     }
 
     fn run(&self, ctx: &OpContext<'_>, inputs: Inputs<'_>) -> Result<Outputs> {

@@ -3,10 +3,9 @@
 
 use crate::cpu::op::{Attributes, Entry, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::cast_tensor;
-use crate::cpu::parallel::part_len;
+use crate::cpu::parallel::{in_parts, part_len};
 use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, bf16, f16};
-use rayon::prelude::*;
 use smallvec::smallvec;
 
 pub(crate) const ENTRIES: &[Entry] = &[
@@ -295,15 +294,12 @@ impl<T: Real> Loop for ApplyRows<'_, T> {
 
 impl Rows {
     fn apply<T: Real>(&self, input: &[T], params: &[Floats<'_, T>], output: &mut [T]) {
-        let part = |input: &[T], output: &mut [T]| {
+        let part = |output: &mut [T], input: &[T]| {
             widest(ApplyRows { rows: self, input, params, output });
         };
         match part_len(output.len(), self.len) {
-            Some(len) => {
-                let parts = output.par_chunks_mut(len).zip(input.par_chunks(len));
-                parts.for_each(|(output, input)| part(input, output));
-            }
-            None if self.len > 0 => part(input, output),
+            Some(len) => in_parts(len, output, input, &part),
+            None if self.len > 0 => part(output, input),
             None => {}
         }
     }

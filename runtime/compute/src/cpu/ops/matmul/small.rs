@@ -12,7 +12,7 @@ const MOST: usize = 8 * 1024;
 const VECTORS: usize = 2;
 
 /// Rows computed together.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// The right side of `[rows, depth] · [depth, columns]`.
 pub(super) struct SmallRight {

@@ -98,6 +98,13 @@ fn multiply(
         output.fill(0);
         return Ok(());
     }
+    if !is_exact() {
+        let view = NdTensorView::from_data([depth, columns], b.0);
+        multiply_exactly(a.0, &GEMM.with(|gemm| gemm.prepack_b(view)), output)?;
+        take_off_rows(a.1, &sums_of_columns(b.0, &vec![0; columns]), output);
+        take_off_zeros(a, b.1, depth, output);
+        return Ok(());
+    }
     // The library is right about zero points only while all rows share one, and
     // all columns (0.27 mixes them up from row 8 and column 32 on): others are
     // taken off afterwards.
@@ -105,13 +112,6 @@ fn multiply(
     let no_rows = vec![0u8; if shared_rows { 0 } else { rows }];
     let none = vec![0i8; if shared { 0 } else { columns }];
     let own_columns = if shared { b.1 } else { &none };
-    if !is_exact() {
-        let view = NdTensorView::from_data([depth, columns], b.0);
-        multiply_in_halves(a.0, &GEMM.with(|gemm| gemm.prepack_b(view)), output)?;
-        take_off_rows(a.1, &sums_of_columns(b.0, &vec![0; columns]), output);
-        take_off_zeros(a, b.1, depth, output);
-        return Ok(());
-    }
     let options = GemmOptions {
         a_quant: Some(QuantParams { zero_point: if shared_rows { a.1 } else { &no_rows } }),
         b_quant: Some(QuantParams { zero_point: own_columns }),
@@ -147,11 +147,7 @@ pub(super) fn gemm(
 /// library's kernel adds pairs of products in 16 bits, which those of bytes up
 /// to 127 cannot overflow: twice the product of the halved bytes, and that of
 /// the bits left over.
-pub(super) fn multiply_in_halves(
-    a: &[u8],
-    b: &PackedBMatrix<i8>,
-    output: &mut [i32],
-) -> Result<()> {
+pub(super) fn multiply_exactly(a: &[u8], b: &PackedBMatrix<i8>, output: &mut [i32]) -> Result<()> {
     let depth = b.rows();
     let mut bytes: Vec<u8> = a.iter().map(|byte| byte >> 1).collect();
     let shape = [a.len() / depth, depth];
@@ -182,7 +178,8 @@ pub(super) fn sums_of_columns(values: &[i8], zeros: &[i8]) -> Vec<i32> {
 /// Takes the rows' zero points off products that were made without them, given
 /// the sums of the right factor's columns.
 pub(super) fn take_off_rows(zeros: &[u8], sums: &[i32], output: &mut [i32]) {
-    for (line, zero) in output.chunks_exact_mut(sums.len()).zip(zeros) {
+    let lines = output.chunks_exact_mut(sums.len()).zip(zeros);
+    for (line, zero) in lines.filter(|(_, zero)| **zero != 0) {
         for (value, sum) in line.iter_mut().zip(sums) {
             *value = value.wrapping_sub(sum.wrapping_mul(i32::from(*zero)));
         }
@@ -191,6 +188,9 @@ pub(super) fn take_off_rows(zeros: &[u8], sums: &[i32], output: &mut [i32]) {
 
 /// Takes the columns' zero points off sums that were made without them.
 fn take_off_zeros(a: (&[u8], &[u8]), zeros: &[i8], depth: usize, output: &mut [i32]) {
+    if zeros.iter().all(|zero| *zero == 0) {
+        return;
+    }
     let lines = output.chunks_exact_mut(zeros.len());
     for ((line, row), a_zero) in lines.zip(a.0.chunks_exact(depth)).zip(a.1) {
         let sum: i32 = row.iter().map(|value| i32::from(*value) - i32::from(*a_zero)).sum();
@@ -548,10 +548,10 @@ mod tests {
                     assert_eq!(got, want, "{rows} {depth} {columns}");
                     let view = NdTensorView::from_data([depth, columns], &*b);
                     let packed = GEMM.with(|gemm| gemm.prepack_b(view));
-                    multiply_in_halves(&a, &packed, &mut got).unwrap();
+                    multiply_exactly(&a, &packed, &mut got).unwrap();
                     take_off_rows(&a_zeros, &sums_of_columns(&b, &vec![0; columns]), &mut got);
                     take_off_zeros((&a, &a_zeros), &b_zeros, depth, &mut got);
-                    assert_eq!(got, want, "in halves: {rows} {depth} {columns}");
+                    assert_eq!(got, want, "exactly: {rows} {depth} {columns}");
                 }
             }
         }

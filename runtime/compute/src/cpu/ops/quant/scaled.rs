@@ -2,7 +2,7 @@
 
 use super::linear::float_values;
 use super::product::{
-    GEMM, Stack, gemm, is_exact, multiply_in_halves, right, sums_of_columns, take_off_rows,
+    GEMM, Stack, gemm, is_exact, multiply_exactly, right, sums_of_columns, take_off_rows,
 };
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::Activation;
@@ -115,7 +115,7 @@ fn packed_sums(
     ctx.control.check()?;
     let target = sums.as_mut_slice::<i32>()?;
     if !is_exact() {
-        multiply_in_halves(values, &packed.values, target)?;
+        multiply_exactly(values, &packed.values, target)?;
         take_off_rows(&zeros, &packed.sums, target);
         return Ok(sums);
     }
