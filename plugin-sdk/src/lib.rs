@@ -113,8 +113,8 @@ pub use plugin::{Loaded, Model, Transform};
 pub use router::{Candidate, Choice, Event, Place, Probe, Router};
 pub use signature::{ANY_RANK, Signature, TensorSpec, VARIABLE};
 pub use strategy::{
-    Action, Evidence, Finding, Moments, Observation, Plan, Severity, Strategy, Verdict, Window,
-    latency_bound_us,
+    Action, Evidence, Finding, Moments, Observation, PREVIEW_ERRORS, Plan, Severity, Strategy,
+    Verdict, Window, latency_bound_us,
 };
 pub use tensor::{Strings, Tensor};
 

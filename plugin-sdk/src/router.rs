@@ -95,7 +95,8 @@ impl Place {
 pub struct Choice {
     /// Index into the variants of [`Router::configure`].
     pub variant: u32,
-    /// Bit `i` sends a copy to variant `i`.
+    /// Bit `i` sends a copy to variant `i`; that of `variant` itself says that the
+    /// request takes no part in an experiment.
     pub shadow: u32,
 }
 
@@ -103,6 +104,12 @@ impl Choice {
     /// This variant, and no copies.
     pub fn of(variant: u32) -> Self {
         Self { variant, shadow: 0 }
+    }
+
+    /// This variant for a request that takes no part in an experiment: it is
+    /// counted apart, and says nothing about the variant.
+    pub fn outside(variant: u32) -> Self {
+        Self { variant, shadow: 1 << (variant % u32::BITS) }
     }
 }
 

@@ -7,7 +7,8 @@ use std::marker::PhantomData;
 /// functions are pure: what must be remembered goes into the state.
 pub trait Strategy: 'static {
     /// Checks the configuration and says how the rollout begins. With a
-    /// `state`, takes over a rollout that is under way.
+    /// `state`, takes over a rollout that is under way: from another version of
+    /// this strategy, or, with an empty state, from another strategy.
     ///
     /// # Errors
     /// The message reaches whoever deploys.
@@ -51,8 +52,13 @@ pub struct Window {
     /// [`latency_bound_us`]`(i)` that no earlier one counts, the last one all
     /// that were slower.
     pub latency: Vec<u64>,
+    /// What clients reported, and [`PREVIEW_ERRORS`].
     pub metrics: Vec<Moments>,
 }
+
+/// The metric that tells of requests which named the candidate's version: one
+/// value each, 1 for a failure and 0 for an answer.
+pub const PREVIEW_ERRORS: &str = "preview_errors";
 
 /// Upper bound of an element of [`Window::latency`], in microseconds.
 pub fn latency_bound_us(index: usize) -> f64 {

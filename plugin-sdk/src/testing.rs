@@ -75,8 +75,8 @@
 //! ```
 
 use crate::{
-    Action, Candidate, Choice, Context, Finding, Moments, Observation, Probe, Result, Router,
-    Strategy, Verdict, Window, latency_bound_us,
+    Action, Candidate, Choice, Context, Finding, Moments, Observation, PREVIEW_ERRORS, Probe,
+    Result, Router, Strategy, Verdict, Window, latency_bound_us,
 };
 use std::cell::Cell;
 
@@ -115,6 +115,9 @@ pub struct Script {
     stable: Scripted,
     candidate: Scripted,
     findings: Vec<(u64, Finding)>,
+    /// Requests a second that name the candidate's version, and the share of them
+    /// that fails.
+    preview: (f64, f64),
 }
 
 impl Script {
@@ -126,6 +129,7 @@ impl Script {
             stable: Box::new(move |_| behaviour.clone()),
             candidate: Box::new(move |_| candidate.clone()),
             findings: Vec::new(),
+            preview: (0.0, 0.0),
         }
     }
 
@@ -138,6 +142,13 @@ impl Script {
     /// What the stable version does at each time.
     pub fn stable(mut self, behave: impl Fn(u64) -> Behaviour + 'static) -> Self {
         self.stable = Box::new(behave);
+        self
+    }
+
+    /// So many requests a second name the candidate's version, and this share of
+    /// them fails.
+    pub fn preview(mut self, requests_per_second: f64, error_rate: f64) -> Self {
+        self.preview = (requests_per_second, error_rate);
         self
     }
 
@@ -165,18 +176,22 @@ impl Script {
         let mut run = Run { weights: vec![plan.weight], ..Run::default() };
         let (mut weight, mut state) = (plan.weight, plan.state);
         let (mut stable, mut candidate) = (Remainder::default(), Remainder::default());
+        let mut preview = Remainder::default();
         for check in 1..=MAX_CHECKS {
             let (before_ms, now_ms) = (run.elapsed_ms, check * plan.check_every_ms);
             let requests = self.requests_per_second * plan.check_every_ms as f64 / 1e3;
             let share = f64::from(weight) / f64::from(Candidate::WHOLE);
             let is_new = |(at, _): &&(u64, Finding)| (before_ms..now_ms).contains(at);
-            let observed = Observation {
+            let mut observed = Observation {
                 elapsed_ms: now_ms,
                 weight,
                 stable: stable.window(requests * (1.0 - share), &(self.stable)(now_ms)),
                 candidate: candidate.window(requests * share, &(self.candidate)(now_ms)),
                 findings: self.findings.iter().filter(is_new).map(|(_, it)| it.clone()).collect(),
             };
+            let previewed = self.preview.0 * plan.check_every_ms as f64 / 1e3;
+            let metrics = &mut observed.candidate.metrics;
+            metrics.extend(preview.preview(previewed, self.preview.1));
             let verdict = S::evaluate(&ctx, &observed, &state);
             let verdict = verdict.unwrap_or_else(|error| panic!("at {now_ms} ms: {error}"));
             (run.checks, run.elapsed_ms) = (check, now_ms);
@@ -229,6 +244,13 @@ struct Remainder {
 }
 
 impl Remainder {
+    fn preview(&mut self, requests: f64, error_rate: f64) -> Option<Moments> {
+        let count = whole(&mut self.requests, requests);
+        let errors = whole(&mut self.errors, count as f64 * error_rate) as f64;
+        let name = PREVIEW_ERRORS.to_owned();
+        (count > 0).then_some(Moments { name, count, sum: errors, sum_of_squares: errors })
+    }
+
     fn window(&mut self, requests: f64, behaviour: &Behaviour) -> Window {
         let requests = whole(&mut self.requests, requests);
         let errors = whole(&mut self.errors, requests as f64 * behaviour.error_rate).min(requests);

@@ -9,6 +9,11 @@
 //!   same users for every experiment;
 //! - `groups`: `{"treatment": {"version": 2, "share": 0.5}}`; whoever is in no
 //!   group gets the stable version. By default each version gets as many.
+//!
+//! Users of the holdout or of another part of the layer get the stable version and
+//! take no part: they are counted apart from its group. So is whoever is in no
+//! group where a group of the stable version is named; where none is, they are the
+//! control.
 
 use mortise_plugin_sdk::hash::{self, mix, unit};
 use mortise_plugin_sdk::{Candidate, Choice, Context, Error, Probe, Result, Router, export_router};
@@ -47,6 +52,8 @@ struct Ab {
     /// Upper bound and variant of each group, ascending.
     bounds: Vec<(f64, u32)>,
     stable: u32,
+    /// What becomes of users of this experiment that are in no group.
+    rest: Choice,
 }
 
 impl Router for Ab {
@@ -61,31 +68,35 @@ impl Router for Ab {
         }
         let stable = variants.iter().position(|variant| variant.stable).unwrap_or(0) as u32;
         let layer = config.layer.as_ref().unwrap_or(&config.experiment);
+        let bounds = bounds(&config, variants)?;
+        let has_control = bounds.iter().any(|(_, variant)| *variant == stable);
+        let rest = if has_control { Choice::outside(stable) } else { Choice::of(stable) };
         Ok((
             Self {
                 holdout: config.holdout,
                 slice: config.slice,
                 layer_seed: hash_text("layer", layer),
                 group_seed: hash_text("group", &config.experiment),
-                bounds: bounds(&config, variants)?,
+                bounds,
                 stable,
+                rest,
             },
             Vec::new(),
         ))
     }
 
     fn route(&self, key_hash: u64, _seed: u64, _matched: u64) -> Choice {
-        let stable = Choice::of(self.stable);
+        let outside = Choice::outside(self.stable);
         if unit(mix(key_hash ^ HOLDOUT_SEED)) < self.holdout {
-            return stable;
+            return outside;
         }
         let place = unit(mix(key_hash ^ self.layer_seed));
         if place < self.slice[0] || place >= self.slice[1] {
-            return stable;
+            return outside;
         }
         let draw = unit(mix(key_hash ^ self.group_seed));
         let group = self.bounds.iter().find(|(bound, _)| draw < *bound);
-        group.map_or(stable, |&(_, variant)| Choice::of(variant))
+        group.map_or(self.rest, |&(_, variant)| Choice::of(variant))
     }
 }
 
@@ -182,5 +193,41 @@ mod tests {
         assert!((0..KEYS).all(|key| treated(&one, key) == treated(&other, key)));
         let held = (0..KEYS).filter(|&key| !treated(&one, key)).count() as f64;
         assert!((held - 10_000.0).abs() < 3.29 * (KEYS as f64 * 0.09).sqrt(), "{held}");
+    }
+
+    /// Keys by where they go: control, treatment, outside.
+    fn divided(config: &str) -> [usize; 3] {
+        let router = router(config);
+        let mut counts = [0; 3];
+        for key in 0..KEYS {
+            let choice = router.route(mix(key), 0, 0);
+            counts[if choice.shadow == 0 { choice.variant as usize } else { 2 }] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn whoever_takes_no_part_is_no_control() {
+        let cases = [
+            (r#"{"experiment": "a"}"#, [0.5, 0.5, 0.0]),
+            (r#"{"experiment": "a", "holdout": 0.2}"#, [0.4, 0.4, 0.2]),
+            (r#"{"experiment": "a", "slice": [0.5, 1]}"#, [0.25, 0.25, 0.5]),
+            (
+                r#"{"experiment": "a", "groups": {"t": {"version": 2, "share": 0.3}}}"#,
+                [0.7, 0.3, 0.0],
+            ),
+            (
+                r#"{"experiment": "a", "groups": {"c": {"version": 1, "share": 0.3},
+                    "t": {"version": 2, "share": 0.3}}}"#,
+                [0.3, 0.3, 0.4],
+            ),
+        ];
+        for (config, shares) in cases {
+            for (count, share) in divided(config).into_iter().zip(shares) {
+                let expected = KEYS as f64 * share;
+                let spread = 3.29 * (expected * (1.0 - share)).sqrt();
+                assert!((count as f64 - expected).abs() <= spread, "{config}: {count} {share}");
+            }
+        }
     }
 }

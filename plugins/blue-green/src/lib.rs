@@ -1,13 +1,15 @@
 //! Switches all traffic at once, and keeps the old version at hand.
 //!
 //! First the candidate gets no traffic but is reached by its version
-//! (`/v2/models/NAME/versions/V`): the preview. Then it gets everything, while
-//! the old version stays loaded for `keep`; when the candidate fails much more
-//! often, or is much slower, than the old version was before the switch, the
-//! old one takes over again.
+//! (`/v2/models/NAME/versions/V`): the preview. When requests to it fail, it never
+//! gets more. Then it gets everything, while the old version stays loaded for
+//! `keep`; when the candidate fails much more often, or is much slower, than the
+//! old version was before the switch, the old one takes over again.
 //!
 //! **Configuration**, all optional:
 //! - `preview`: time before the switch, `"30s"`;
+//! - `min_preview`: requests to the preview that are needed for the switch, 0;
+//! - `max_preview_errors`: how many of them may fail, 0;
 //! - `keep`: time after the switch until the old version goes, `"10m"`;
 //! - `min_samples`: requests after the switch that are needed to judge, 100;
 //! - `max_error_rise`: tolerated rise of the error rate, as a share of all
@@ -15,8 +17,8 @@
 //! - `max_slowdown`: tolerated factor on the median latency, 2.
 
 use mortise_plugin_sdk::{
-    Action, Context, Error, Evidence, Observation, Plan, Result, Severity, Strategy, Verdict,
-    Window, export_strategy, latency_bound_us,
+    Action, Context, Error, Evidence, Observation, PREVIEW_ERRORS, Plan, Result, Severity,
+    Strategy, Verdict, Window, export_strategy, latency_bound_us,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,10 +29,15 @@ const FORMAT: u32 = 1;
 /// Two-sided 99.9 % of the normal distribution.
 const SCORE: f64 = 3.29;
 
+/// Odds above this are shown as this; the natural logarithm.
+const MAX_LOG_ODDS: f64 = 30.0;
+
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
     preview: Time,
+    min_preview: u64,
+    max_preview_errors: u64,
     keep: Time,
     min_samples: u64,
     max_error_rise: f64,
@@ -41,6 +48,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             preview: Time::Seconds(30.0),
+            min_preview: 0,
+            max_preview_errors: 0,
             keep: Time::Seconds(600.0),
             min_samples: 100,
             max_error_rise: 0.01,
@@ -77,11 +86,23 @@ impl Time {
 #[derive(Serialize, Deserialize)]
 struct State {
     format: u32,
+    /// When the preview began; none before the first look at a rollout that another
+    /// strategy began.
+    began_ms: Option<u64>,
+    #[serde(default)]
+    preview: Preview,
     /// When all traffic went to the candidate.
     switched_ms: Option<u64>,
     /// The old version before the switch, and the candidate after it.
     before: Totals,
     after: Totals,
+}
+
+/// Requests that named the candidate's version before the switch.
+#[derive(Default, Serialize, Deserialize)]
+struct Preview {
+    requests: u64,
+    errors: u64,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -99,12 +120,8 @@ impl Strategy for BlueGreen {
         config.preview.ms()?;
         config.keep.ms()?;
         let state = match state {
-            None => State {
-                format: FORMAT,
-                switched_ms: None,
-                before: Totals::default(),
-                after: Totals::default(),
-            },
+            None => State::at(Some(0)),
+            Some([]) => State::at(None),
             Some(state) => State::read(state)?,
         };
         let weight = if state.switched_ms.is_some() { WHOLE } else { 0 };
@@ -124,6 +141,17 @@ impl Strategy for BlueGreen {
 export_strategy!(BlueGreen);
 
 impl State {
+    fn at(began_ms: Option<u64>) -> Self {
+        Self {
+            format: FORMAT,
+            began_ms,
+            preview: Preview::default(),
+            switched_ms: None,
+            before: Totals::default(),
+            after: Totals::default(),
+        }
+    }
+
     fn read(bytes: &[u8]) -> Result<Self> {
         let state: Self = serde_json::from_slice(bytes)
             .map_err(|error| Error::invalid(format!("this is no state of blue-green: {error}")))?;
@@ -139,13 +167,7 @@ impl State {
             return Ok((Action::Rollback, format!("{}: {}", finding.monitor, finding.message)));
         }
         let Some(switched_ms) = self.switched_ms else {
-            self.before.add(&observed.stable);
-            let left = config.preview.ms()?.saturating_sub(observed.elapsed_ms);
-            if left > 0 {
-                return Ok((Action::Hold, format!("preview for another {} s", left / 1_000)));
-            }
-            self.switched_ms = Some(observed.elapsed_ms);
-            return Ok((Action::SetWeight(WHOLE), "the preview is over".to_owned()));
+            return self.decide_before_switch(config, observed);
         };
         self.after.add(&observed.candidate);
         if let Some(fault) = self.fault(config) {
@@ -163,6 +185,40 @@ impl State {
             }
             _ => (Action::Hold, format!("the old version is kept for another {} s", left / 1_000)),
         })
+    }
+
+    fn decide_before_switch(
+        &mut self,
+        config: &Config,
+        observed: &Observation,
+    ) -> Result<(Action, String)> {
+        let now_ms = observed.elapsed_ms;
+        if observed.weight >= WHOLE {
+            self.switched_ms = Some(now_ms);
+            return Ok((Action::Hold, "the candidate has all traffic already".to_owned()));
+        }
+        self.before.add(&observed.stable);
+        self.preview.add(&observed.candidate);
+        let Preview { requests, errors } = self.preview;
+        if errors > config.max_preview_errors {
+            return Ok((
+                Action::Rollback,
+                format!("{errors} of {requests} requests to the preview failed"),
+            ));
+        }
+        let began_ms = *self.began_ms.get_or_insert(now_ms);
+        let left_ms = (began_ms + config.preview.ms()?).saturating_sub(now_ms);
+        let so_far = format!("{requests} requests to the preview, {errors} failed");
+        if left_ms > 0 {
+            let left_s = left_ms.div_ceil(1_000);
+            return Ok((Action::Hold, format!("preview for another {left_s} s: {so_far}")));
+        }
+        if requests < config.min_preview {
+            let need = config.min_preview;
+            return Ok((Action::Hold, format!("{so_far}; min_preview = {need} are needed")));
+        }
+        self.switched_ms = Some(now_ms);
+        Ok((Action::SetWeight(WHOLE), format!("the preview is over: {so_far}")))
     }
 
     fn fault(&self, config: &Config) -> Option<String> {
@@ -192,12 +248,21 @@ impl State {
     }
 
     fn evidence(&self, config: &Config) -> Vec<Evidence> {
-        let odds = |score: f64| (score.max(0.0) * score.max(0.0) / 2.0).min(600.0).exp();
+        let odds = |score: f64| (score.max(0.0).powi(2) / 2.0).min(MAX_LOG_ODDS).exp();
         vec![Evidence {
             test: "errors".to_owned(),
             odds: odds(self.error_rise(config)),
             limit: odds(SCORE),
         }]
+    }
+}
+
+impl Preview {
+    fn add(&mut self, candidate: &Window) {
+        if let Some(seen) = candidate.metrics.iter().find(|it| it.name == PREVIEW_ERRORS) {
+            self.requests += seen.count;
+            self.errors += seen.sum as u64;
+        }
     }
 }
 
@@ -257,6 +322,45 @@ mod tests {
             assert_eq!(run.weights, [0, WHOLE]);
             assert_eq!((run.end(), run.elapsed_ms), (Some(Action::Rollback), 3_000));
         }
+    }
+
+    /// With requests to the preview, this share of which fails.
+    fn previewed(config: &str, error_rate: f64) -> Run {
+        Script::new(good()).preview(20.0, error_rate).run::<BlueGreen>(config)
+    }
+
+    #[test]
+    fn a_preview_that_fails_never_gets_traffic() {
+        let run = previewed(CONFIG, 0.5);
+        assert_eq!((run.end(), run.weights.as_slice()), (Some(Action::Rollback), &[0][..]));
+        assert!(run.reason().ends_with("requests to the preview failed"), "{}", run.reason());
+        assert_eq!(previewed(CONFIG, 0.0).end(), Some(Action::Promote));
+        let tolerant = r#"{"preview": "2s", "keep": "5s", "max_preview_errors": 100000}"#;
+        assert_eq!(previewed(tolerant, 0.5).end(), Some(Action::Promote));
+    }
+
+    #[test]
+    fn a_preview_that_nobody_looked_at_may_hold_up_the_switch() {
+        let config = r#"{"preview": "2s", "keep": "5s", "min_preview": 10}"#;
+        let run = Script::new(good()).run::<BlueGreen>(config);
+        assert_eq!((run.end(), run.weights.as_slice()), (None, &[0][..]));
+        assert!(run.reason().contains("min_preview = 10"), "{}", run.reason());
+    }
+
+    #[test]
+    fn it_takes_a_rollout_over_from_another_strategy() {
+        let ctx = Context::new(CONFIG);
+        let look = |elapsed_ms, weight, state: &[u8]| {
+            let observed = Observation { elapsed_ms, weight, ..Observation::default() };
+            BlueGreen::evaluate(&ctx, &observed, state).unwrap()
+        };
+        let begun = BlueGreen::begin(&ctx, Some(b"")).unwrap();
+        let first = look(60_000, 500, &begun.state);
+        assert_eq!(first.action, Action::Hold, "the preview begins with the takeover");
+        assert_eq!(look(62_000, 500, &first.state).action, Action::SetWeight(WHOLE));
+        // Somebody gave it everything already.
+        assert_eq!(look(60_000, WHOLE, &begun.state).action, Action::Hold);
+        assert!(BlueGreen::begin(&ctx, Some(b"{\"format\": 1, \"step\": 2}")).is_err());
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //! that is as good as the stable version is rolled back with a probability of
 //! at most `alpha` over the whole rollout, whatever the error rate is.
 //!
+//! Where an operator moved the traffic, or another strategy was in charge before,
+//! it goes on from the share that it finds: a new step begins there, and the next
+//! one is the first of `steps` above it.
+//!
 //! **Configuration**, all optional:
 //! - `steps`: shares in percent, `[1, 5, 25, 50, 100]`; 100 is the promotion;
 //! - `interval`: time at each step at least, `"60s"`;
@@ -39,8 +43,9 @@ struct Canary;
 #[derive(Serialize, Deserialize)]
 struct State {
     format: u32,
-    /// Index into the steps.
-    step: usize,
+    /// The share of this step, in parts of [`config::WHOLE`]; none before the first
+    /// look at a rollout that another strategy began.
+    weight: Option<u32>,
     step_began_ms: u64,
     /// What the candidate answered at this step.
     step_samples: u64,
@@ -52,22 +57,19 @@ const FORMAT: u32 = 1;
 impl Strategy for Canary {
     fn begin(ctx: &Context, state: Option<&[u8]>) -> Result<Plan> {
         let config = Config::read(ctx)?;
+        let weight = config.steps[0];
         let state = match state {
+            None => State::at(Some(weight)),
+            Some([]) => State::at(None),
             Some(state) => State::read(state)?,
-            None => State::new(),
         };
-        let step = state.step.min(config.steps.len() - 1);
-        Ok(Plan {
-            weight: config.steps[step],
-            check_every_ms: config.check_ms,
-            state: state.write()?,
-        })
+        Ok(Plan { weight, check_every_ms: config.check_ms, state: state.write()? })
     }
 
     fn evaluate(ctx: &Context, observed: &Observation, state: &[u8]) -> Result<Verdict> {
         let config = Config::read(ctx)?;
         let mut state = State::read(state)?;
-        state.step_samples += observed.candidate.requests;
+        state.notice(observed);
         state.tests.observe(&config, observed);
         let evidence = state.tests.evidence(&config);
         let (action, reason) = state.decide(&config, observed, &evidence);
@@ -78,8 +80,9 @@ impl Strategy for Canary {
 export_strategy!(Canary);
 
 impl State {
-    fn new() -> Self {
-        Self { format: FORMAT, step: 0, step_began_ms: 0, step_samples: 0, tests: Tests::default() }
+    fn at(weight: Option<u32>) -> Self {
+        let tests = Tests::default();
+        Self { format: FORMAT, weight, step_began_ms: 0, step_samples: 0, tests }
     }
 
     fn read(bytes: &[u8]) -> Result<Self> {
@@ -95,6 +98,21 @@ impl State {
 
     fn write(&self) -> Result<Vec<u8>> {
         Ok(serde_json::to_vec(self)?)
+    }
+
+    /// A share that is not this step's was set by somebody else, who began another
+    /// step with it.
+    fn notice(&mut self, observed: &Observation) {
+        if self.weight != Some(observed.weight) {
+            self.begin_step(observed.weight, observed.elapsed_ms);
+        }
+        self.step_samples += observed.candidate.requests;
+    }
+
+    fn begin_step(&mut self, weight: u32, now_ms: u64) {
+        self.weight = Some(weight);
+        self.step_began_ms = now_ms;
+        self.step_samples = 0;
     }
 
     fn decide(
@@ -132,7 +150,8 @@ impl State {
             let left_s = (config.interval_ms - at_step_ms) as f64 / 1e3;
             return Some(format!("{left_s:.1} s of this step are left"));
         }
-        if self.step_samples < config.min_samples {
+        // Without a share there is nothing to wait for.
+        if self.step_samples < config.min_samples && observed.weight > 0 {
             let (have, need) = (self.step_samples, config.min_samples);
             return Some(format!("the candidate answered {have} of min_samples = {need}"));
         }
@@ -145,12 +164,13 @@ impl State {
         let (samples, left) = (self.step_samples, f64::from(observed.weight) / 100.0);
         let reason =
             format!("no fault in {samples} requests at {left} %; {}", self.tests.summary());
-        self.step += 1;
-        self.step_began_ms = observed.elapsed_ms;
-        self.step_samples = 0;
-        match config.steps.get(self.step) {
-            Some(&weight) if weight < config::WHOLE => (Action::SetWeight(weight), reason),
-            _ => (Action::Promote, reason),
+        let next = config.steps.iter().copied().find(|step| *step > observed.weight);
+        match next.filter(|weight| *weight < config::WHOLE) {
+            Some(weight) => {
+                self.begin_step(weight, observed.elapsed_ms);
+                (Action::SetWeight(weight), reason)
+            }
+            None => (Action::Promote, reason),
         }
     }
 }

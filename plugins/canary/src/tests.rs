@@ -1,6 +1,7 @@
 //! Rollouts with a scripted clock and scripted statistics.
 
 use super::*;
+use mortise_plugin_sdk::Window;
 use mortise_plugin_sdk::testing::{Behaviour, Run, Script};
 
 const CONFIG: &str = r#"{"interval": "60s", "check": "10s", "min_samples": 20}"#;
@@ -106,9 +107,44 @@ fn a_state_is_taken_over_and_a_strange_one_is_refused() {
     let ctx = Context::new(CONFIG);
     let plan = Canary::begin(&ctx, None).unwrap();
     assert_eq!(Canary::begin(&ctx, Some(&plan.state)).unwrap(), plan);
-    for strange in [&b""[..], b"{}", b"{\"format\": 9}"] {
+    for strange in [&b"{}"[..], b"{\"format\": 9}", b"no JSON"] {
         assert!(Canary::begin(&ctx, Some(strange)).is_err());
     }
+}
+
+/// What the canary makes of a good candidate that was looked at once before, at
+/// this time and share.
+fn next_step(state: &[u8], weight: u32) -> (Action, Action) {
+    let ctx = Context::new(CONFIG);
+    let look = |elapsed_ms: u64, state: &[u8]| {
+        let window = Window { requests: 40 * u64::from(weight > 0), ..Window::default() };
+        let (stable, candidate) = (window.clone(), window);
+        let observed =
+            Observation { elapsed_ms, weight, stable, candidate, ..Observation::default() };
+        Canary::evaluate(&ctx, &observed, state).unwrap()
+    };
+    let first = look(3_600_000, state);
+    (first.action, look(3_660_000, &first.state).action)
+}
+
+#[test]
+fn a_rollout_of_another_strategy_goes_on_from_its_share() {
+    let plan = Canary::begin(&Context::new(CONFIG), Some(b"")).unwrap();
+    let cases = [
+        (0, Action::SetWeight(100)),
+        (1_000, Action::SetWeight(2_500)),
+        (2_500, Action::SetWeight(5_000)),
+        (6_000, Action::Promote),
+    ];
+    for (weight, want) in cases {
+        assert_eq!(next_step(&plan.state, weight), (Action::Hold, want), "from {weight}");
+    }
+}
+
+#[test]
+fn a_share_that_an_operator_set_is_a_step_of_its_own() {
+    let plan = Canary::begin(&Context::new(CONFIG), None).unwrap();
+    assert_eq!(next_step(&plan.state, 4_000), (Action::Hold, Action::SetWeight(5_000)));
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub use request::{
 };
 pub use rollout::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
-    RolloutStatus, SampledKeys, VariantTotals,
+    RolloutStatus, RoutingTotals, SampledKeys, StrategyChange, VariantTotals,
 };
 pub use selftest::difference::Difference;
 pub use stage::{Failure, NoObserver, Stage, StageObserver, StageTiming};

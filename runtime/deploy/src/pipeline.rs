@@ -263,6 +263,7 @@ impl Warmed<'_> {
             merging: self.merging.clone(),
             memory_bytes: self.built.reservation.bytes(),
             rollout_weight_percent: None,
+            warnings: Vec::new(),
             beside_weight_percent: None,
         }
     }

@@ -6,19 +6,24 @@
 //! committed tick.
 
 mod active;
+mod alert;
 mod engine;
 mod hook_line;
 mod info;
 mod lineup;
+mod operate;
 mod restore;
 mod start;
+mod steering;
 
 pub(crate) use active::Active;
+pub(crate) use alert::RouterAlert;
 pub(crate) use engine::{start_ticker, take_reports};
 pub use info::{
     EvidenceInfo, HookEvent, Hooks, MetricInfo, MetricReport, NoHooks, RolloutHook, RolloutPhase,
-    RolloutStatus, SampledKeys, VariantTotals,
+    RolloutStatus, RoutingTotals, SampledKeys, StrategyChange, VariantTotals,
 };
 pub(crate) use info::{Phase, Plan, StoredRollout, percent};
 pub(crate) use lineup::lineup;
 pub(crate) use start::Prepared;
+pub(crate) use steering::router_warnings;

@@ -32,6 +32,8 @@ pub struct Deployed {
     pub rollout_weight_percent: Option<f64>,
     /// The share of a version that went beside the stable one.
     pub beside_weight_percent: Option<f64>,
+    /// What is likely not meant about the way in which traffic is divided.
+    pub warnings: Vec<String>,
 }
 
 /// Whether requests to a revision may be merged.

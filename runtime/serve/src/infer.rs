@@ -137,13 +137,12 @@ impl Registry {
         let is_needed_again = fallback.is_some() || route.has_shadows();
         let kept = is_needed_again.then(|| call.clone());
         let attempt = Attempt { arrived, has_fallback: fallback.is_some() };
-        let outcome = self.infer_on(endpoint, variant, call, attempt).await;
-        if route.is_evidence {
-            match &outcome {
-                Ok(_) => variant.stats.succeeded(self.config.clock.now() - arrived),
-                Err(error) => variant.stats.failed(error),
-            }
+        let mut outcome = self.infer_on(endpoint, variant, call, attempt).await;
+        if let (Ok(answer), Some(label)) = (&mut outcome, route.label()) {
+            answer.variant = label;
         }
+        let took = self.config.clock.now() - arrived;
+        route.record(outcome.as_ref().map(|_| took));
         match (outcome, fallback, kept) {
             (Err(error), Some(other), Some(call)) if error.kind() == ErrorKind::NotReady => {
                 variant.stats.fell_back();

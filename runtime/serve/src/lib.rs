@@ -45,7 +45,9 @@ pub use options::{
 pub use reaper::{Drain, Draining};
 pub use registry::Registry;
 pub use revision::{Revision, RevisionParts};
-pub use routing::{KeySource, RequestFacts, Router, Routing, hash_key};
+pub use routing::{
+    KeySource, RequestFacts, Router, Routing, RoutingCounts, RoutingSnapshot, hash_key,
+};
 pub use runner::{Baseline, CompiledGraph, GraphRanges, QuantSummary, Quantiser, Runner};
 pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};

@@ -1,8 +1,9 @@
 use crate::revision::Revision;
-use crate::routing::{RequestFacts, Routing};
+use crate::routing::{RequestFacts, Routing, is_outside};
 use crate::variant_stats::VariantStats;
 use mortise_types::{Error, Result, Tensor};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The versions that answer for an endpoint at one time, with their shares of
 /// the traffic: immutable, taken whole by each request, replaced whole.
@@ -36,6 +37,10 @@ impl Variant {
     /// The name of the variant that a rollout tries.
     pub const CANDIDATE: &str = "candidate";
 
+    /// What the stable variant is called for requests that take no part in an
+    /// experiment.
+    pub const OUTSIDE: &str = "outside";
+
     /// What a version is called that shares the traffic outside of a rollout.
     pub fn name_of(version: u64) -> String {
         format!("version-{version}")
@@ -51,17 +56,28 @@ impl Variant {
 pub(crate) struct Route {
     lineup: Arc<Lineup>,
     index: usize,
-    /// Whether the router decided, so that the outcome says something about
-    /// the variant.
-    pub(crate) is_evidence: bool,
+    origin: Origin,
     /// Bit `i` sends a copy to variant `i`.
     shadow: u32,
+}
+
+/// Why a request went where it did: what its outcome says about the variant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The router decided, or there is none: evidence.
+    Routed,
+    /// The router decided, but the request takes no part in its experiment.
+    Outside,
+    /// The request named its version.
+    Named,
+    /// The router could not decide, or a sequence stays where it is.
+    Kept,
 }
 
 impl Route {
     /// To the stable variant, without evidence.
     pub(crate) fn past_router(lineup: Arc<Lineup>) -> Self {
-        Self { index: lineup.stable, lineup, is_evidence: false, shadow: 0 }
+        Self { index: lineup.stable, lineup, origin: Origin::Kept, shadow: 0 }
     }
 
     pub(crate) fn variant(&self) -> &Variant {
@@ -71,7 +87,7 @@ impl Route {
     /// Answers instead, when the variant cannot: the stable one, and in its own
     /// place the one with the largest share, if any has one.
     pub(crate) fn fallback(&self) -> Option<&Variant> {
-        if !self.is_evidence {
+        if !matches!(self.origin, Origin::Routed | Origin::Outside) {
             return None;
         }
         if self.index != self.lineup.stable {
@@ -82,6 +98,22 @@ impl Route {
         others.map(|(_, other)| other).max_by_key(|other| other.weight)
     }
 
+    /// What the reply calls the variant that answered, where that is not its name.
+    pub(crate) fn label(&self) -> Option<Arc<str>> {
+        (self.origin == Origin::Outside).then(|| Variant::OUTSIDE.into())
+    }
+
+    /// Counts how the variant did.
+    pub(crate) fn record(&self, outcome: Result<Duration, &Error>) {
+        let stats = &self.variant().stats;
+        match (self.origin, outcome) {
+            (Origin::Routed, Ok(took)) => stats.succeeded(took),
+            (Origin::Routed, Err(error)) => stats.failed(error),
+            (Origin::Named, outcome) => stats.named(outcome.err()),
+            (Origin::Outside | Origin::Kept, _) => {}
+        }
+    }
+
     /// Variants that get a copy.
     pub(crate) fn shadows(&self) -> impl Iterator<Item = &Variant> {
         let is_shadow =
@@ -90,7 +122,7 @@ impl Route {
     }
 
     pub(crate) fn has_shadows(&self) -> bool {
-        self.shadow != 0
+        self.shadows().next().is_some()
     }
 }
 
@@ -146,9 +178,13 @@ impl Lineup {
             Some(choice) if choice.variant < self.variants.len() => (choice.variant, choice.shadow),
             _ => (self.stable, 0),
         };
-        // Without a router everything is the stable variant's.
-        let is_evidence = choice.is_none_or(|choice| choice.is_some());
-        Route { lineup: self, index, is_evidence, shadow }
+        let origin = match choice {
+            Some(None) => Origin::Kept,
+            Some(Some(choice)) if is_outside(&choice) => Origin::Outside,
+            // Without a router everything is the stable variant's.
+            Some(Some(_)) | None => Origin::Routed,
+        };
+        Route { lineup: self, index, origin, shadow }
     }
 
     /// Where a request that names its version goes: past the router, and the
@@ -160,7 +196,7 @@ impl Lineup {
         let number: Option<u64> = version.parse().ok();
         let is_wanted = |variant: &Variant| number == Some(variant.revision.version());
         match self.variants.iter().position(is_wanted) {
-            Some(index) => Ok(Route { lineup: self, index, is_evidence: false, shadow: 0 }),
+            Some(index) => Ok(Route { lineup: self, index, origin: Origin::Named, shadow: 0 }),
             None => Err(Error::not_found(format!(
                 "model \"{endpoint}\" has no version \"{version}\"; {}",
                 self.versions()
@@ -173,7 +209,7 @@ impl Lineup {
     pub(crate) fn keep(self: Arc<Self>, revision: &Arc<Revision>) -> Route {
         let is_it = |variant: &Variant| Arc::ptr_eq(&variant.revision, revision);
         match self.variants.iter().position(is_it) {
-            Some(index) => Route { lineup: self, index, is_evidence: false, shadow: 0 },
+            Some(index) => Route { lineup: self, index, origin: Origin::Kept, shadow: 0 },
             None => Route::past_router(Arc::new(Self::single(revision.clone()))),
         }
     }

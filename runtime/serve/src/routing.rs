@@ -43,11 +43,39 @@ impl Router for Arc<RouterPlugin> {
 pub struct Routing {
     router: Box<dyn Router>,
     key: Option<KeySource>,
-    /// Requests without a sticky key; each is assigned on its own.
-    keyless: AtomicU64,
-    /// Requests that the router could not decide about.
-    undecided: AtomicU64,
+    counts: Arc<RoutingCounts>,
     sample: KeySample,
+}
+
+/// Requests that no variant's counts tell of. They outlive the [`Routing`], which
+/// every change of weights replaces.
+#[derive(Default)]
+pub struct RoutingCounts {
+    keyless: AtomicU64,
+    undecided: AtomicU64,
+    outside: AtomicU64,
+}
+
+/// [`RoutingCounts`] at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoutingSnapshot {
+    /// Requests without a sticky key; each is assigned on its own.
+    pub keyless: u64,
+    /// Requests that went to the stable variant because the router failed.
+    pub undecided: u64,
+    /// Requests that the router kept out of an experiment.
+    pub outside: u64,
+}
+
+impl RoutingCounts {
+    pub fn snapshot(&self) -> RoutingSnapshot {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RoutingSnapshot {
+            keyless: load(&self.keyless),
+            undecided: load(&self.undecided),
+            outside: load(&self.outside),
+        }
+    }
 }
 
 /// Where the sticky key of a request is: requests with one key get one answer.
@@ -92,23 +120,21 @@ impl KeySource {
 }
 
 impl Routing {
-    pub fn new(router: Box<dyn Router>, key: Option<KeySource>) -> Self {
-        let (keyless, undecided) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { router, key, keyless, undecided, sample: KeySample::default() }
+    /// Counts on where an earlier one with the same `counts` left off.
+    pub fn new(
+        router: Box<dyn Router>,
+        key: Option<KeySource>,
+        counts: Arc<RoutingCounts>,
+    ) -> Self {
+        Self { router, key, counts, sample: KeySample::default() }
     }
 
-    /// Requests without a sticky key.
-    pub fn keyless(&self) -> u64 {
-        self.keyless.load(Ordering::Relaxed)
+    pub fn counts(&self) -> RoutingSnapshot {
+        self.counts.snapshot()
     }
 
-    /// Requests that went to the stable variant because the router failed.
-    pub fn undecided(&self) -> u64 {
-        self.undecided.load(Ordering::Relaxed)
-    }
-
-    /// Users of a variant in a sample of all users; without sticky keys every
-    /// request counts as a user.
+    /// Users of a variant in a sample of all users that take part; without sticky
+    /// keys every request counts as a user.
     pub fn sampled_keys(&self, variant: usize) -> u64 {
         self.sample.count(variant)
     }
@@ -126,14 +152,17 @@ impl Routing {
         let seed = random();
         let key = self.key.as_ref().and_then(|key| key.hash(facts, inputs));
         if key.is_none() && self.key.is_some() {
-            self.keyless.fetch_add(1, Ordering::Relaxed);
+            self.counts.keyless.fetch_add(1, Ordering::Relaxed);
         }
         let matched = self.matched(facts);
         let key = key.unwrap_or(mix(seed));
         let choice = self.router.route(key, seed, matched);
         match &choice {
+            None => drop(self.counts.undecided.fetch_add(1, Ordering::Relaxed)),
+            Some(choice) if is_outside(choice) => {
+                self.counts.outside.fetch_add(1, Ordering::Relaxed);
+            }
             Some(choice) => self.sample.note(mix(key ^ SAMPLE_SEED), choice.variant),
-            None => drop(self.undecided.fetch_add(1, Ordering::Relaxed)),
         }
         choice
     }
@@ -143,6 +172,13 @@ impl Routing {
         let probes = self.router.probes().iter().enumerate();
         probes.fold(0, |matched, (at, probe)| matched | u64::from(matches(probe, facts)) << at)
     }
+}
+
+/// Whether the router keeps a request out of its experiment: it marks the variant
+/// that answers as one that gets a copy.
+pub(crate) fn is_outside(choice: &RouteChoice) -> bool {
+    let mark = u32::try_from(choice.variant).ok().and_then(|bit| 1u32.checked_shl(bit));
+    mark.is_some_and(|mark| choice.shadow & mark != 0)
 }
 
 fn matches(probe: &Probe, facts: &dyn RequestFacts) -> bool {

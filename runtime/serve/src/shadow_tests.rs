@@ -37,7 +37,7 @@ impl Router for MirrorAll {
     }
 
     fn route(&self, _key_hash: u64, _seed: u64, _matched: u64) -> Option<RouteChoice> {
-        Some(RouteChoice { variant: 0, shadow: u32::MAX })
+        Some(RouteChoice { variant: 0, shadow: !1 })
     }
 
     fn stats(&self) -> RouterStats {
@@ -75,7 +75,7 @@ fn variant(endpoint: &str, number: u64, stage: Stage) -> Variant {
 }
 
 fn publish(registry: &Registry, endpoint: &str, variants: &[Variant]) -> Vec<Drain> {
-    let routing = Routing::new(Box::new(MirrorAll), None);
+    let routing = Routing::new(Box::new(MirrorAll), None, Arc::default());
     let lineup = Lineup::new(variants.to_vec(), 0, Some(routing)).unwrap();
     registry.publish_lineup(endpoint, lineup)
 }

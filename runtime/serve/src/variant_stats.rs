@@ -21,6 +21,9 @@ pub struct VariantStats {
     latency: [AtomicU64; VARIANT_LATENCY_BUCKETS],
     /// Requests that another variant answered in its place.
     fallbacks: AtomicU64,
+    /// Requests that named this version, and failures of those.
+    named: AtomicU64,
+    named_errors: AtomicU64,
     /// What the newest failure said.
     last_error: Mutex<Option<String>>,
     metrics: Mutex<BTreeMap<String, MetricMoments>>,
@@ -57,6 +60,9 @@ pub struct VariantStatsSnapshot {
     /// Answered ones by latency.
     pub latency: Vec<u64>,
     pub fallbacks: u64,
+    /// Requests that named this version: they are in none of the counts above.
+    pub named: u64,
+    pub named_errors: u64,
     /// What the newest failure said, cut to a line.
     pub last_error: Option<String>,
     pub metrics: BTreeMap<String, MetricMoments>,
@@ -81,6 +87,8 @@ impl Default for VariantStats {
             errors: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
             fallbacks: AtomicU64::new(0),
+            named: AtomicU64::new(0),
+            named_errors: AtomicU64::new(0),
             last_error: Mutex::default(),
             metrics: Mutex::default(),
             shadow: ShadowStats::default(),
@@ -103,9 +111,26 @@ impl VariantStats {
         if !is_of_the_server(error.kind()) {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.errors.fetch_add(1, Ordering::Relaxed);
-            let message = error.message().chars().take(MAX_ERROR_CHARS).collect();
-            *self.last_error.lock() = Some(message);
+            self.note(error);
         }
+    }
+
+    /// Counts a request that named this version, with its error if it failed.
+    pub(crate) fn named(&self, error: Option<&Error>) {
+        let error = match error {
+            Some(error) if is_of_the_server(error.kind()) => return,
+            error => error,
+        };
+        self.named.fetch_add(1, Ordering::Relaxed);
+        if let Some(error) = error {
+            self.named_errors.fetch_add(1, Ordering::Relaxed);
+            self.note(error);
+        }
+    }
+
+    fn note(&self, error: &Error) {
+        let message = error.message().chars().take(MAX_ERROR_CHARS).collect();
+        *self.last_error.lock() = Some(message);
     }
 
     pub(crate) fn fell_back(&self) {
@@ -146,13 +171,15 @@ impl VariantStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // Errors first: a request that ends meanwhile must not look like an
         // error without a request.
-        let errors = load(&self.errors);
+        let (errors, named_errors) = (load(&self.errors), load(&self.named_errors));
         let shadow = &self.shadow;
         VariantStatsSnapshot {
             errors,
             latency: self.latency.iter().map(load).collect(),
             requests: load(&self.requests),
             fallbacks: load(&self.fallbacks),
+            named: load(&self.named),
+            named_errors,
             last_error: self.last_error.lock().clone(),
             metrics: self.metrics.lock().clone(),
             shadow: ShadowSnapshot {
@@ -205,6 +232,16 @@ mod tests {
         let seen = stats.snapshot();
         assert_eq!(seen.last_error.as_deref(), Some("it broke"));
         assert_eq!((seen.requests, seen.errors, seen.latency.iter().sum::<u64>()), (2, 1, 1));
+    }
+
+    #[test]
+    fn requests_that_name_their_version_are_counted_apart() {
+        let stats = VariantStats::default();
+        stats.named(None);
+        stats.named(Some(&Error::plugin("it broke")));
+        stats.named(Some(&Error::overloaded("too much")));
+        let seen = stats.snapshot();
+        assert_eq!((seen.requests, seen.errors, seen.named, seen.named_errors), (0, 0, 2, 1));
     }
 
     #[test]

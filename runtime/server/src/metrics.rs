@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use machine::Machine;
+use mortise_deploy::{EvidenceInfo, RolloutPhase, RolloutStatus};
 use mortise_host::PluginStats;
 use mortise_serve::{
-    DurationCount, Endpoint, LATENCY_BOUNDS_US, Readiness, Revision, StatsSnapshot, Variant,
-    VariantStatsSnapshot, VersionStatsSnapshot,
+    DurationCount, Endpoint, LATENCY_BOUNDS_US, Readiness, Revision, RoutingSnapshot,
+    StatsSnapshot, Variant, VariantStatsSnapshot, VersionStatsSnapshot,
 };
 use std::fmt::Write;
 use std::sync::Arc;
@@ -76,6 +77,7 @@ fn render(app: &App, machine: &Machine) -> String {
     plugins(&mut page, &rows);
     variants(&mut page, &rows);
     routers(&mut page, &rows);
+    rollouts(&mut page, &app.deployer.rollouts_under_way());
     triton::render(&mut page, &rows);
     machine.render(&mut page);
     page.0.push_str(&app.observer.render());
@@ -248,16 +250,25 @@ fn plugins(page: &mut Page, rows: &[Row]) {
 /// What is read from a variant's counts for one metric.
 type VariantReading = fn(&VariantStatsSnapshot) -> u64;
 
-const VARIANT_METRICS: [(&str, &str, VariantReading); 6] = [
+const VARIANT_METRICS: [(&str, &str, VariantReading); 9] = [
     ("mortise_variant_requests_total", "requests that the router sent to a version", |s| {
         s.requests
     }),
     ("mortise_variant_errors_total", "requests that a version failed to answer", |s| s.errors),
-    ("mortise_variant_fallbacks_total", "requests that stable answered instead", |s| s.fallbacks),
+    ("mortise_variant_fallbacks_total", "requests that another version answered instead", |s| {
+        s.fallbacks
+    }),
+    ("mortise_variant_named_total", "requests that named a version", |s| s.named),
+    ("mortise_variant_named_errors_total", "requests that named a version and failed", |s| {
+        s.named_errors
+    }),
     ("mortise_shadow_compared_total", "copies of requests that were compared", |s| {
         s.shadow.compared
     }),
     ("mortise_shadow_differing_total", "copies with another answer", |s| s.shadow.differing),
+    ("mortise_shadow_failed_total", "copies that the version failed to answer", |s| {
+        s.shadow.failed
+    }),
     ("mortise_shadow_dropped_total", "copies that were not run", |s| s.shadow.dropped),
 ];
 
@@ -285,20 +296,78 @@ fn variants(page: &mut Page, rows: &[Row]) {
     }
 }
 
-/// Counts of routers since the last change of weights.
+/// What is read from a router's counts for one metric.
+type RoutingReading = fn(&RoutingSnapshot) -> u64;
+
+const ROUTING_METRICS: [(&str, &str, RoutingReading); 3] = [
+    ("mortise_router_undecided_total", "requests that a router failed on", |s| s.undecided),
+    ("mortise_router_keyless_total", "requests without a sticky key", |s| s.keyless),
+    ("mortise_router_outside_total", "requests that a router kept out of its experiment", |s| {
+        s.outside
+    }),
+];
+
+/// Counts of routers since their versions began to share the traffic.
 fn routers(page: &mut Page, rows: &[Row]) {
-    let lineups: Vec<_> =
-        rows.iter().filter_map(|row| Some((row.labels(), row.endpoint.lineup()?))).collect();
-    let routings: Vec<_> =
-        lineups.iter().filter_map(|(labels, lineup)| Some((labels, lineup.routing()?))).collect();
-    page.family("mortise_router_undecided_total", "counter", "requests that a router failed on");
-    for (labels, routing) in &routings {
-        page.line("mortise_router_undecided_total", labels, routing.undecided());
+    let counts = |row: &Row| {
+        let lineup = row.endpoint.lineup()?;
+        Some((row.labels(), lineup.routing()?.counts()))
+    };
+    let live: Vec<(String, RoutingSnapshot)> = rows.iter().filter_map(counts).collect();
+    for (name, help, read) in ROUTING_METRICS {
+        page.family(name, "counter", help);
+        for (labels, counts) in &live {
+            page.line(name, labels, read(counts));
+        }
     }
-    page.family("mortise_router_keyless_total", "counter", "requests without a sticky key");
-    for (labels, routing) in &routings {
-        page.line("mortise_router_keyless_total", labels, routing.keyless());
+}
+
+/// What is read from a rollout for one metric.
+type RolloutReading = fn(&RolloutStatus) -> f64;
+
+const ROLLOUT_METRICS: [(&str, &str, RolloutReading); 4] = [
+    ("mortise_rollout_weight", "share of the candidate, from 0 to 1", |s| s.weight_percent / 100.0),
+    ("mortise_rollout_paused", "1 while an operator has paused it", |s| {
+        f64::from(u8::from(s.phase == RolloutPhase::Paused))
+    }),
+    ("mortise_rollout_failing", "1 while it cannot be evaluated or a hook does not agree", |s| {
+        f64::from(u8::from(s.error.is_some()))
+    }),
+    ("mortise_rollout_elapsed_seconds", "since it began, without pauses", |s| {
+        s.elapsed_ms as f64 / 1e3
+    }),
+];
+
+/// Rollouts that are under way.
+fn rollouts(page: &mut Page, rollouts: &[RolloutStatus]) {
+    let labels = |rollout: &RolloutStatus| {
+        let (endpoint, version) = (&rollout.endpoint, rollout.candidate_version);
+        format!("endpoint=\"{endpoint}\",version=\"{version}\"")
+    };
+    for (name, help, read) in ROLLOUT_METRICS {
+        page.family(name, "gauge", help);
+        for rollout in rollouts {
+            page.line(name, &labels(rollout), read(rollout));
+        }
     }
+    let evidence: Vec<(String, &EvidenceInfo)> = rollouts
+        .iter()
+        .flat_map(|rollout| rollout.evidence.iter().map(move |it| (rollout, it)))
+        .map(|(rollout, it)| (format!("{},test=\"{}\"", labels(rollout), escaped(&it.test)), it))
+        .collect();
+    page.family("mortise_rollout_odds", "gauge", "odds against the candidate by a test");
+    for (labels, it) in &evidence {
+        page.line("mortise_rollout_odds", labels, it.odds);
+    }
+    page.family("mortise_rollout_odds_limit", "gauge", "odds at which it is taken back");
+    for (labels, it) in &evidence {
+        page.line("mortise_rollout_odds_limit", labels, it.limit);
+    }
+}
+
+/// The value of a label that a plugin chose.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 impl Row {

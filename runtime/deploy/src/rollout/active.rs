@@ -1,8 +1,9 @@
+use super::alert::RouterAlert;
 use super::hook_line::HookLine;
-use super::info::{RolloutStatus, SampledKeys, StoredRollout};
-use super::lineup::{CANDIDATE_INDEX, STABLE_INDEX};
+use super::info::{Progress, RolloutStatus, SampledKeys, StoredRollout, percent};
+use super::lineup::{CANDIDATE_INDEX, STABLE_INDEX, Split};
 use mortise_host::{RouterPlugin, StrategyPlugin};
-use mortise_serve::{Lineup, Variant, VariantStatsSnapshot};
+use mortise_serve::{Lineup, RoutingCounts, RoutingSnapshot, Variant, VariantStatsSnapshot};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,10 @@ pub(crate) struct Active {
     pub(crate) router: Arc<RouterPlugin>,
     pub(crate) stable: Variant,
     pub(crate) candidate: Variant,
+    /// Whether the router heeds weights; some divide the traffic on their own.
+    pub(crate) follows_weights: bool,
+    /// What the router is asked, whatever the weights.
+    pub(crate) counts: Arc<RoutingCounts>,
     /// Counts that were evaluated already.
     pub(crate) seen: Seen,
     /// When elapsed time was last added up.
@@ -21,37 +26,66 @@ pub(crate) struct Active {
     pub(crate) next_tick: Instant,
     /// To the service that is told about steps.
     pub(crate) hook: Option<HookLine>,
-    /// The router's failure that operators were told about.
-    pub(crate) alerted: Option<String>,
+    pub(crate) alert: RouterAlert,
 }
 
-/// Both variants' counts at one time.
+/// All counts at one time.
 #[derive(Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) stable: VariantStatsSnapshot,
     pub(crate) candidate: VariantStatsSnapshot,
+    pub(crate) apart: RoutingSnapshot,
 }
 
 impl Active {
     pub(crate) fn snapshot(&self) -> Seen {
-        Seen { stable: self.stable.stats.snapshot(), candidate: self.candidate.stats.snapshot() }
+        Seen {
+            stable: self.stable.stats.snapshot(),
+            candidate: self.candidate.stats.snapshot(),
+            apart: self.counts.snapshot(),
+        }
+    }
+
+    /// The two versions with this share of the candidate.
+    pub(crate) fn split(&self, weight: u32) -> Split<'_> {
+        Split {
+            endpoint: &self.row.endpoint,
+            stable: &self.stable,
+            candidate: &self.candidate,
+            weight,
+        }
+    }
+
+    /// The stored progress with what happened until `now`.
+    pub(crate) fn progress(&self, now: &Seen) -> Progress {
+        let mut progress = self.row.progress.clone();
+        progress.stable.add(&self.seen.stable, &now.stable);
+        progress.candidate.add(&self.seen.candidate, &now.candidate);
+        progress.apart.add(&self.seen.apart, &now.apart);
+        progress
+    }
+
+    /// Users of both versions, as the lineup that serves has sampled them.
+    pub(crate) fn sampled(&self, lineup: Option<&Lineup>) -> SampledKeys {
+        let routing = lineup.and_then(Lineup::routing);
+        let users = |index| routing.map_or(0, |routing| routing.sampled_keys(index));
+        SampledKeys {
+            stable: users(STABLE_INDEX),
+            candidate: users(CANDIDATE_INDEX),
+            weight_percent: percent(self.row.weight),
+        }
     }
 
     /// The stored status with what happened since.
     pub(crate) fn status(&self, lineup: Option<&Lineup>) -> RolloutStatus {
-        let now = self.snapshot();
-        let mut status = RolloutStatus::from(&self.row);
-        status.stable.add(&self.seen.stable, &now.stable);
-        status.candidate.add(&self.seen.candidate, &now.candidate);
-        if let Some(routing) = lineup.and_then(Lineup::routing) {
-            status.sampled_keys = SampledKeys {
-                stable: routing.sampled_keys(STABLE_INDEX),
-                candidate: routing.sampled_keys(CANDIDATE_INDEX),
-            };
-            status.keyless_requests = routing.keyless();
-            status.undecided_requests = routing.undecided();
-            status.router_failure = routing.stats().last_failure;
+        let row = StoredRollout { progress: self.progress(&self.snapshot()), ..self.row.clone() };
+        let failure = self.hook.as_ref().and_then(HookLine::failure);
+        RolloutStatus {
+            sampled_keys: self.sampled(lineup),
+            router_failure: self.router.stats().last_failure,
+            hook_failure: failure.or(row.progress.hook_failure.clone()),
+            warnings: row.plan.warnings(self.follows_weights),
+            ..RolloutStatus::from(&row)
         }
-        status
     }
 }

@@ -1,13 +1,13 @@
-//! The clock of rollouts, their steps, and what operators do to them.
+//! The clock of rollouts, and their steps.
 
 use super::active::{Active, Seen};
+use super::hook_line::HookLine;
 use super::info::{
-    EvidenceInfo, HookEvent, MetricReport, Phase, RolloutStatus, StoredRollout, percent, window,
+    EvidenceInfo, HookEvent, MetricReport, Phase, StoredRollout, no_share, percent,
+    too_many_metrics, window,
 };
-use super::lineup::Split;
 use crate::background::lower_priority;
 use crate::deployer::Deployer;
-use crate::request::PluginRef;
 use crate::store::{AuditRecord, RolloutEnd, now_ms};
 use mortise_host::{Action, Observation, RoutingEvent, Verdict};
 use mortise_serve::{Lineup, MetricMoments, Variant};
@@ -19,14 +19,21 @@ use std::time::{Duration, Instant};
 /// How often the clock looks for rollouts that are due.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Values of metrics in one report.
-const MAX_REPORTS: usize = 10_000;
-
 /// Who the audit log names for what a strategy decides.
 const STRATEGY: &str = "rollout strategy";
 
-/// And for what a router does.
+/// And for what a router or a hook does.
 const ROUTER: &str = "rollout router";
+const HOOK: &str = "rollout hook";
+
+/// What hooks call steps.
+pub(super) const BEGIN: &str = "begin";
+pub(super) const SET_WEIGHT: &str = "set_weight";
+pub(super) const PROMOTE: &str = "promote";
+pub(super) const ROLLBACK: &str = "rollback";
+
+/// Why a candidate gets its first share.
+pub(super) const THE_BEGINNING: &str = "the rollout begins";
 
 /// Evaluates rollouts when they are due, until the deployer is gone.
 ///
@@ -53,122 +60,6 @@ pub(crate) fn start_ticker(deployer: &Arc<Deployer>) -> Result<()> {
 }
 
 impl Deployer {
-    /// The rollout of an endpoint that is under way, or else its last one.
-    ///
-    /// # Errors
-    /// `NotFound` when the endpoint never had one.
-    pub fn rollout(&self, name: &str) -> Result<RolloutStatus> {
-        if let Some(active) = self.active(name) {
-            let lineup = self.ctx.registry.endpoint(name).and_then(|endpoint| endpoint.lineup());
-            return Ok(active.lock().status(lineup.as_deref()));
-        }
-        let last = self.ctx.store.last_rollout(name)?;
-        last.as_ref().map(RolloutStatus::from).ok_or_else(|| no_rollout(name))
-    }
-
-    /// Stops evaluating; traffic stays as it is.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way.
-    pub fn pause_rollout(&self, name: &str, who: &str) -> Result<RolloutStatus> {
-        self.set_phase(name, who, Phase::Paused, "pause")
-    }
-
-    /// Goes on evaluating. What happened during the pause is no evidence.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way.
-    pub fn resume_rollout(&self, name: &str, who: &str) -> Result<RolloutStatus> {
-        self.set_phase(name, who, Phase::Running, "resume")
-    }
-
-    /// Makes the candidate the live version now.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way.
-    pub fn promote_rollout(&self, name: &str, who: &str) -> Result<RolloutStatus> {
-        self.end_by_operator(name, who, Phase::Promoted, "promoted by an operator")
-    }
-
-    /// Gives all traffic back to the stable version now.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way.
-    pub fn abort_rollout(&self, name: &str, who: &str) -> Result<RolloutStatus> {
-        self.end_by_operator(name, who, Phase::Aborted, "aborted by an operator")
-    }
-
-    /// Sets the candidate's share, in parts of 10,000.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way, `InvalidInput` for more than all
-    /// traffic.
-    pub fn set_rollout_weight(&self, name: &str, weight: u32, who: &str) -> Result<RolloutStatus> {
-        if weight > Variant::WHOLE {
-            return Err(Error::invalid("a share is at most 100 percent"));
-        }
-        let shared = self.active_or_error(name)?;
-        let mut active = shared.lock();
-        let row = StoredRollout { weight, ..active.row.clone() };
-        let reason = format!("version {} gets {} %", row.candidate_version, percent(weight));
-        self.move_weight(&mut active, row, &reason, who)?;
-        Ok(RolloutStatus::from(&active.row))
-    }
-
-    /// Puts another strategy, or another version of the same, in charge of a
-    /// rollout under way. It takes over the state.
-    ///
-    /// # Errors
-    /// When the component is no strategy, or cannot read the state.
-    pub fn swap_strategy(
-        &self,
-        name: &str,
-        strategy: PluginRef,
-        config: Option<serde_json::Map<String, serde_json::Value>>,
-        who: &str,
-    ) -> Result<RolloutStatus> {
-        let shared = self.active_or_error(name)?;
-        let mut active = shared.lock();
-        let config = config.unwrap_or_else(|| active.row.plan.strategy.config.clone());
-        let (part, _pin) = self.ctx.receive_policy(strategy, config)?;
-        let plugin = self.ctx.strategy(name, &part)?;
-        let plan = plugin.begin(Some(&active.row.state))?;
-        let mut row = StoredRollout { state: plan.state, ..active.row.clone() };
-        row.plan.check_every_ms = plan.check_every_ms;
-        row.progress.error = None;
-        let detail = format!("{} takes over from {}", part.plugin, row.plan.strategy.plugin);
-        let mut audit = audit(&row, who, "rollout_swap", detail);
-        audit.digests = vec![part.plugin_digest.clone()];
-        row.plan.strategy = part;
-        self.ctx.store.save_rollout(&row, Some(&audit))?;
-        active.row = row;
-        active.strategy = Some(plugin);
-        Ok(RolloutStatus::from(&active.row))
-    }
-
-    /// Takes in what clients report about answers: the strategy's evidence,
-    /// and what the router learns from.
-    ///
-    /// # Errors
-    /// `NotFound` without a rollout under way or for a version that has no
-    /// part in it.
-    pub fn report_metrics(&self, name: &str, reports: &[MetricReport]) -> Result<usize> {
-        if reports.len() > MAX_REPORTS {
-            return Err(Error::too_large(format!(
-                "at most {MAX_REPORTS} values are reported at once"
-            )));
-        }
-        if let Some(traffic) = self.traffic_of(name) {
-            traffic.lock().report(reports)?;
-            return Ok(reports.len());
-        }
-        let shared = self.active_or_error(name)?;
-        let mut active = shared.lock();
-        let events = take_reports(&[&active.stable, &active.candidate], reports)?;
-        active.row.router_state = Some(active.router.learn(&events)?).filter(|it| !it.is_empty());
-        Ok(reports.len())
-    }
-
     fn tick_due(&self) {
         let actives: Vec<Arc<Mutex<Active>>> = self.rollouts.lock().values().cloned().collect();
         for shared in actives {
@@ -179,6 +70,7 @@ impl Deployer {
             }
             active.next_tick = now + Duration::from_millis(active.row.plan.check_every_ms);
             self.watch_router(&mut active);
+            self.watch_hook(&mut active);
             if active.row.phase != Phase::Running {
                 continue;
             }
@@ -191,6 +83,9 @@ impl Deployer {
     /// One evaluation. When it fails, nothing has changed, and the next one
     /// sees what this one should have.
     fn tick(&self, active: &mut Active, now: Instant) -> Result<()> {
+        if let Some(weight) = active.row.progress.first_weight {
+            return self.begin_traffic(active, weight);
+        }
         let seen = active.snapshot();
         let elapsed = now.saturating_duration_since(active.counted_at);
         let elapsed_ms =
@@ -209,7 +104,9 @@ impl Deployer {
         let Some(strategy) = &active.strategy else { return Ok(()) };
         let verdict = strategy.evaluate(&observed, &active.row.state)?;
         let row = evaluated(active, &seen, elapsed_ms, &verdict);
-        if !self.agreed(active, &row, &verdict) {
+        if let Some((action, next)) = step_of(&row, verdict.action)
+            && !self.agreed(active, &row, (action, next), &verdict.reason)
+        {
             return Ok(());
         }
         self.act(active, row, &verdict)?;
@@ -218,23 +115,37 @@ impl Deployer {
         Ok(())
     }
 
-    /// Whether the hook, if it is to be asked, agrees to what was decided. The
-    /// question and the answer are ticks apart; until then nothing changes, and
-    /// the strategy decides anew each time.
-    fn agreed(&self, active: &mut Active, row: &StoredRollout, verdict: &Verdict) -> bool {
-        let (action, next) = match verdict.action {
-            Action::SetWeight(weight) if weight != row.weight => ("set_weight", weight),
-            Action::Promote => ("promote", Variant::WHOLE),
-            // Nobody is asked before harm is stopped.
-            Action::Hold | Action::SetWeight(_) | Action::Rollback => return true,
-        };
+    /// Gives the candidate its first share, once the hook agrees to it.
+    fn begin_traffic(&self, active: &mut Active, weight: u32) -> Result<()> {
+        let mut row = active.row.clone();
+        if !self.agreed(active, &row, (BEGIN, weight), THE_BEGINNING) {
+            return Ok(());
+        }
+        row.weight = weight;
+        self.move_weight(active, row, THE_BEGINNING, STRATEGY)
+    }
+
+    /// Whether the hook, if it is to be asked, agrees to a step. The question and
+    /// the answer are ticks apart; until then nothing changes, and the strategy
+    /// decides anew each time. One that is only told is told.
+    fn agreed(
+        &self,
+        active: &mut Active,
+        row: &StoredRollout,
+        (action, next): (&'static str, u32),
+        reason: &str,
+    ) -> bool {
         let Some(hook) = &mut active.hook else { return true };
-        let event = hook_event(row, "before_step", action, (row.weight, next), &verdict.reason);
-        match hook.agrees(action, event) {
+        let event = hook_event(row, "before_step", action, (row.weight, next), reason);
+        if action == ROLLBACK {
+            // Nobody is asked before harm is stopped.
+            hook.tell(event);
+            return true;
+        }
+        match hook.agrees(event, Instant::now()) {
             Ok(true) => true,
             Ok(false) => {
-                let waits = format!("the hook is asked about {action}: {}", verdict.reason);
-                active.row.progress.reason = waits;
+                active.row.progress.reason = format!("the hook is asked about {action}: {reason}");
                 false
             }
             Err(error) => {
@@ -270,21 +181,18 @@ impl Deployer {
 
     /// Gives the candidate the weight of `row`: the transaction first, then the
     /// traffic.
-    fn move_weight(
+    pub(super) fn move_weight(
         &self,
         active: &mut Active,
-        row: StoredRollout,
+        mut row: StoredRollout,
         reason: &str,
         who: &str,
     ) -> Result<()> {
-        let split = Split {
-            endpoint: &row.endpoint,
-            stable: &active.stable,
-            candidate: &active.candidate,
-            weight: row.weight,
-        };
+        let is_first = row.progress.first_weight.take().is_some();
+        row.progress.error = None;
+        let split = active.split(row.weight);
         let router = split.router(&self.ctx, &row.plan, row.router_state.as_deref())?;
-        let lineup = split.lineup(router.clone(), &row.plan)?;
+        let lineup = split.lineup(router.clone(), &row.plan, active.counts.clone())?;
         let from = percent(active.row.weight);
         let detail = format!("{from} % to {} %: {reason}", percent(row.weight));
         let audit = audit(&row, who, "rollout_step", detail);
@@ -292,24 +200,26 @@ impl Deployer {
         self.ctx.registry.publish_lineup(&row.endpoint, lineup);
         let before = std::mem::replace(&mut active.row, row);
         active.router = router;
-        tell(active, "after_step", "set_weight", before.weight, reason);
+        if is_first {
+            // The strategy's time begins with the traffic.
+            active.seen = active.snapshot();
+            active.counted_at = Instant::now();
+        }
+        let action = if is_first { BEGIN } else { SET_WEIGHT };
+        tell(active, "after_step", action, before.weight, reason);
         Ok(())
     }
 
     pub(crate) fn publish_split(&self, active: &Active) -> Result<()> {
-        let split = Split {
-            endpoint: &active.row.endpoint,
-            stable: &active.stable,
-            candidate: &active.candidate,
-            weight: active.row.weight,
-        };
-        let lineup = split.lineup(active.router.clone(), &active.row.plan)?;
+        let split = active.split(active.row.weight);
+        let (router, counts) = (active.router.clone(), active.counts.clone());
+        let lineup = split.lineup(router, &active.row.plan, counts)?;
         self.ctx.registry.publish_lineup(&active.row.endpoint, lineup);
         Ok(())
     }
 
     /// One version takes all traffic, and the rollout is over.
-    fn end(
+    pub(super) fn end(
         &self,
         active: &mut Active,
         row: StoredRollout,
@@ -317,24 +227,28 @@ impl Deployer {
         reason: &str,
         who: &str,
     ) -> Result<()> {
-        let before = row.weight;
-        let is_promotion = phase == Phase::Promoted;
-        let weight = if is_promotion { Variant::WHOLE } else { 0 };
+        let (name, before) = (row.endpoint.clone(), row.weight);
+        let ending = Ending::of(phase);
+        let serving = self.ctx.registry.endpoint(&name).and_then(|endpoint| endpoint.lineup());
+        let weight = if ending.winner == RolloutEnd::Promote { Variant::WHOLE } else { 0 };
         let mut row = StoredRollout { phase, weight, ..row };
         row.progress.reason = explained(&row, reason);
+        row.progress.error = None;
+        row.progress.first_weight = None;
+        row.progress.sampled = active.sampled(serving.as_deref());
+        row.progress.hook_failure = active.hook.as_ref().and_then(HookLine::failure);
         let reason = &row.progress.reason.clone();
-        let action = if is_promotion { "rollout_promote" } else { "rollout_rollback" };
-        let audit = audit(&row, who, action, format!("at {} %: {reason}", percent(before)));
-        let end = if is_promotion { RolloutEnd::Promote } else { RolloutEnd::Discard };
-        self.ctx.store.end_rollout(&row, end, &audit)?;
-        let name = row.endpoint.clone();
-        let winner = if is_promotion { &active.candidate } else { &active.stable };
+        let audit = audit(&row, who, ending.audit, format!("at {} %: {reason}", percent(before)));
+        self.ctx.store.end_rollout(&row, ending.winner, &audit)?;
+        let winner = match ending.winner {
+            RolloutEnd::Promote => &active.candidate,
+            RolloutEnd::Discard => &active.stable,
+        };
         let lineup = Lineup::single(winner.revision.clone());
         let drains = self.ctx.registry.publish_lineup(&name, lineup);
         self.let_go(&name, drains);
-        let action = if is_promotion { "promote" } else { "rollback" };
         active.row = row;
-        tell(active, "after_step", action, before, reason);
+        tell(active, "after_step", ending.step, before, reason);
         self.rollouts.lock().remove(&name);
         Ok(())
     }
@@ -366,18 +280,26 @@ impl Deployer {
         true
     }
 
-    /// Tells operators, once, that the router fails and the stable version
-    /// answers in its place.
+    /// Tells operators that the router fails and the stable version answers in its
+    /// place.
     fn watch_router(&self, active: &mut Active) {
         let failure = active.router.stats().last_failure;
-        let Some(failure) = failure.filter(|it| active.alerted.as_ref() != Some(it)) else {
-            return;
-        };
+        let Some(failure) = active.alert.news(failure, Instant::now()) else { return };
         let endpoint = &active.row.endpoint;
         tracing::error!(endpoint, failure, "a router fails; the stable version answers");
         self.record_rollout_failure(active, ROUTER, "rollout_router", &failure);
         tell(active, "alert", "router_failed", active.row.weight, &failure);
-        active.alerted = Some(failure);
+    }
+
+    /// Stores, once, that the hook could not be told of a step.
+    fn watch_hook(&self, active: &mut Active) {
+        let Some(hook) = &active.hook else { return };
+        let failure = hook.failure();
+        let is_news = failure.is_some() && active.row.progress.hook_failure.is_none();
+        active.row.progress.hook_failure = failure;
+        if let Some(failure) = active.row.progress.hook_failure.clone().filter(|_| is_news) {
+            self.record_rollout_failure(active, HOOK, "rollout_hook", &failure);
+        }
     }
 
     fn record_rollout_failure(
@@ -394,54 +316,6 @@ impl Deployer {
             tracing::error!(endpoint, %error, "the state of a rollout could not be stored");
         }
     }
-
-    fn set_phase(
-        &self,
-        name: &str,
-        who: &str,
-        phase: Phase,
-        action: &str,
-    ) -> Result<RolloutStatus> {
-        let shared = self.active_or_error(name)?;
-        let mut active = shared.lock();
-        let row = StoredRollout { phase, ..active.row.clone() };
-        let audit = audit(&row, who, "rollout_phase", action.to_string());
-        self.ctx.store.save_rollout(&row, Some(&audit))?;
-        if phase == Phase::Running && active.row.phase == Phase::Paused {
-            active.seen = active.snapshot();
-            active.counted_at = Instant::now();
-        }
-        active.row = row;
-        Ok(RolloutStatus::from(&active.row))
-    }
-
-    fn end_by_operator(
-        &self,
-        name: &str,
-        who: &str,
-        phase: Phase,
-        reason: &str,
-    ) -> Result<RolloutStatus> {
-        let shared = self.active_or_error(name)?;
-        let mut active = shared.lock();
-        if !active.row.phase.is_active() {
-            return Err(no_rollout(name));
-        }
-        let seen = active.snapshot();
-        let mut row = active.row.clone();
-        row.progress.stable.add(&active.seen.stable, &seen.stable);
-        row.progress.candidate.add(&active.seen.candidate, &seen.candidate);
-        self.end(&mut active, row, phase, reason, who)?;
-        Ok(RolloutStatus::from(&active.row))
-    }
-
-    fn active(&self, name: &str) -> Option<Arc<Mutex<Active>>> {
-        self.rollouts.lock().get(name).cloned()
-    }
-
-    fn active_or_error(&self, name: &str) -> Result<Arc<Mutex<Active>>> {
-        self.active(name).ok_or_else(|| no_rollout(name))
-    }
 }
 
 /// Counts what clients report with the versions that it is about, and makes of
@@ -456,19 +330,12 @@ pub(crate) fn take_reports(
 ) -> Result<Vec<RoutingEvent>> {
     for report in reports {
         let is_its = |variant: &&&Variant| variant.revision.version() == report.version;
-        let variant = variants.iter().find(is_its).ok_or_else(|| {
-            Error::not_found(format!("version {} has no share in the traffic", report.version))
-        })?;
-        if !report.value.is_finite() {
-            return Err(Error::invalid(format!("{} must be a finite number", report.metric)));
-        }
+        let variant = variants.iter().find(is_its).ok_or_else(|| no_share(report.version))?;
+        report.check()?;
         let value = report.value;
         let moments = MetricMoments { count: 1, sum: value, sum_of_squares: value * value };
         if !variant.stats.report(&report.metric, moments) {
-            return Err(Error::overloaded(format!(
-                "no room for another metric beside \"{}\"",
-                report.metric
-            )));
+            return Err(too_many_metrics(&report.metric));
         }
     }
     let event = |report: &MetricReport| RoutingEvent {
@@ -480,7 +347,13 @@ pub(crate) fn take_reports(
 }
 
 /// Tells the hook, if there is one, what happened.
-fn tell(active: &Active, event: &'static str, action: &'static str, before: u32, reason: &str) {
+pub(super) fn tell(
+    active: &Active,
+    event: &'static str,
+    action: &'static str,
+    before: u32,
+    reason: &str,
+) {
     let Some(hook) = &active.hook else { return };
     hook.tell(hook_event(&active.row, event, action, (before, active.row.weight), reason));
 }
@@ -492,6 +365,7 @@ fn evaluated(active: &Active, seen: &Seen, elapsed_ms: u64, verdict: &Verdict) -
     row.elapsed_ms = elapsed_ms;
     row.updated_ms = now_ms();
     row.state.clone_from(&verdict.state);
+    row.progress = active.progress(seen);
     row.progress.reason.clone_from(&verdict.reason);
     row.progress.error = None;
     let evidence = verdict.evidence.iter().map(|it| EvidenceInfo {
@@ -500,9 +374,35 @@ fn evaluated(active: &Active, seen: &Seen, elapsed_ms: u64, verdict: &Verdict) -
         limit: it.limit,
     });
     row.progress.evidence = evidence.collect();
-    row.progress.stable.add(&active.seen.stable, &seen.stable);
-    row.progress.candidate.add(&active.seen.candidate, &seen.candidate);
     row
+}
+
+/// What a decision changes about the candidate's share, and what hooks call it.
+fn step_of(row: &StoredRollout, action: Action) -> Option<(&'static str, u32)> {
+    match action {
+        Action::SetWeight(weight) if weight != row.weight => Some((SET_WEIGHT, weight)),
+        Action::Promote => Some((PROMOTE, Variant::WHOLE)),
+        Action::Rollback => Some((ROLLBACK, 0)),
+        Action::Hold | Action::SetWeight(_) => None,
+    }
+}
+
+/// What an end is called, and who serves then.
+struct Ending {
+    winner: RolloutEnd,
+    step: &'static str,
+    audit: &'static str,
+}
+
+impl Ending {
+    fn of(phase: Phase) -> Self {
+        let (winner, step, audit) = match phase {
+            Phase::Promoted => (RolloutEnd::Promote, PROMOTE, "rollout_promote"),
+            Phase::Aborted => (RolloutEnd::Discard, ROLLBACK, "rollout_abort"),
+            _ => (RolloutEnd::Discard, ROLLBACK, "rollout_rollback"),
+        };
+        Self { winner, step, audit }
+    }
 }
 
 /// The reason; where the candidate is taken back and fails more often than the
@@ -510,7 +410,8 @@ fn evaluated(active: &Active, seen: &Seen, elapsed_ms: u64, verdict: &Verdict) -
 fn explained(row: &StoredRollout, reason: &str) -> String {
     let (stable, candidate) = (&row.progress.stable, &row.progress.candidate);
     let fails_more = u128::from(candidate.errors) * u128::from(stable.requests)
-        > 2 * u128::from(stable.errors) * u128::from(candidate.requests);
+        > 2 * u128::from(stable.errors) * u128::from(candidate.requests)
+        || (candidate.requests == 0 && candidate.named_errors > 0);
     match &candidate.last_error {
         Some(error) if row.phase == Phase::RolledBack && fails_more => {
             format!("{reason}; its newest failure: {error}")
@@ -519,7 +420,7 @@ fn explained(row: &StoredRollout, reason: &str) -> String {
     }
 }
 
-fn hook_event(
+pub(super) fn hook_event(
     row: &StoredRollout,
     event: &'static str,
     action: &'static str,
@@ -537,7 +438,12 @@ fn hook_event(
     }
 }
 
-fn audit(row: &StoredRollout, who: &str, action: &'static str, detail: String) -> AuditRecord {
+pub(super) fn audit(
+    row: &StoredRollout,
+    who: &str,
+    action: &'static str,
+    detail: String,
+) -> AuditRecord {
     AuditRecord {
         who: who.to_string(),
         action,
@@ -548,11 +454,4 @@ fn audit(row: &StoredRollout, who: &str, action: &'static str, detail: String) -
         ok: true,
         detail,
     }
-}
-
-fn no_rollout(name: &str) -> Error {
-    Error::not_found(format!(
-        "\"{name}\" has no rollout under way; `mortise deploy {name} MODEL --rollout canary` begins \
-         one"
-    ))
 }

@@ -1,8 +1,10 @@
+use crate::request::PluginRef;
 use crate::status::PartInfo;
 use mortise_host::{Moments, Window};
-use mortise_serve::{MetricMoments, ShadowSnapshot, VariantStatsSnapshot};
-use mortise_types::Result;
+use mortise_serve::{MetricMoments, RoutingSnapshot, ShadowSnapshot, VariantStatsSnapshot};
+use mortise_types::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Where a rollout stands.
@@ -64,8 +66,16 @@ pub struct RolloutHook {
     pub confirm: bool,
 }
 
+/// The metric that tells a strategy of requests which named the candidate's
+/// version; clients cannot report it.
+pub(crate) const PREVIEW_ERRORS: &str = "preview_errors";
+
 /// Tells services about steps; implemented where HTTP is spoken.
 pub trait Hooks: Send + Sync {
+    /// # Errors
+    /// `InvalidInput` when nothing can be called at this address.
+    fn check(&self, url: &str) -> Result<()>;
+
     /// Blocks until the service has answered or its time is over.
     ///
     /// # Errors
@@ -77,8 +87,12 @@ pub trait Hooks: Send + Sync {
 pub struct NoHooks;
 
 impl Hooks for NoHooks {
+    fn check(&self, url: &str) -> Result<()> {
+        Err(Error::unsupported(format!("there is nothing to call {url} with")))
+    }
+
     fn call(&self, url: &str, _event: &HookEvent) -> Result<()> {
-        Err(mortise_types::Error::unsupported(format!("there is nothing to call {url} with")))
+        self.check(url)
     }
 }
 
@@ -88,8 +102,8 @@ pub struct HookEvent {
     /// `before_step`, `after_step`, or `alert` when a policy fails.
     pub event: &'static str,
     pub endpoint: String,
-    /// `set_weight`, `promote` or `rollback`; of an alert `router_failed` or
-    /// `strategy_failed`.
+    /// `begin`, `set_weight`, `promote` or `rollback`; of an alert `router_failed`
+    /// or `strategy_failed`.
     pub action: &'static str,
     pub candidate_version: u64,
     /// Of the candidate, before and after the step.
@@ -124,6 +138,44 @@ pub(crate) struct StoredRollout {
     pub(crate) progress: Progress,
 }
 
+impl StoredRollout {
+    /// Takes in what clients report after the end.
+    ///
+    /// # Errors
+    /// `NotFound` for a version that had no part in it, `InvalidInput` for a value
+    /// that is no number, `Overloaded` for too many metrics.
+    pub(crate) fn report(&mut self, reports: &[MetricReport]) -> Result<()> {
+        for report in reports {
+            report.check()?;
+            let totals = match report.version {
+                version if version == self.stable_version => &mut self.progress.stable,
+                version if version == self.candidate_version => &mut self.progress.candidate,
+                version => return Err(no_share(version)),
+            };
+            let metrics = &mut totals.metrics;
+            if !metrics.contains_key(&report.metric) && metrics.len() >= MAX_LATE_METRICS {
+                return Err(too_many_metrics(&report.metric));
+            }
+            let sums = metrics.entry(report.metric.clone()).or_default();
+            sums.count += 1;
+            sums.sum += report.value;
+            sums.sum_of_squares += report.value * report.value;
+        }
+        Ok(())
+    }
+}
+
+/// Metrics with different names that are kept with a rollout that has ended.
+const MAX_LATE_METRICS: usize = 64;
+
+pub(super) fn no_share(version: u64) -> Error {
+    Error::not_found(format!("version {version} has no share in the traffic"))
+}
+
+pub(super) fn too_many_metrics(metric: &str) -> Error {
+    Error::overloaded(format!("no room for another metric beside \"{metric}\""))
+}
+
 /// What is known about a rollout besides the strategy's state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
@@ -134,6 +186,17 @@ pub(crate) struct Progress {
     pub(crate) evidence: Vec<EvidenceInfo>,
     pub(crate) stable: VariantTotals,
     pub(crate) candidate: VariantTotals,
+    #[serde(default)]
+    pub(crate) apart: RoutingTotals,
+    /// Users at the end, when no lineup is left to ask.
+    #[serde(default)]
+    pub(crate) sampled: SampledKeys,
+    /// The share to begin with, as long as the hook has not agreed to it.
+    #[serde(default)]
+    pub(crate) first_weight: Option<u32>,
+    /// Why the hook could not be told of a step, the last time that happened.
+    #[serde(default)]
+    pub(crate) hook_failure: Option<String>,
 }
 
 /// How far one test is from ending the rollout.
@@ -151,6 +214,11 @@ pub struct VariantTotals {
     pub errors: u64,
     /// Requests that the other variant answered in its place.
     pub fallbacks: u64,
+    /// Requests that named this version, which are in no other count.
+    #[serde(default)]
+    pub named_requests: u64,
+    #[serde(default)]
+    pub named_errors: u64,
     /// What the newest failure said.
     #[serde(default)]
     pub last_error: Option<String>,
@@ -162,6 +230,26 @@ pub struct VariantTotals {
     pub shadow_failed: u64,
     pub shadow_dropped: u64,
     pub shadow_max_difference: f64,
+}
+
+/// Requests that are in no variant's counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingTotals {
+    /// Without a sticky key, each assigned on its own.
+    pub keyless_requests: u64,
+    /// Answered by the stable version because the router failed.
+    pub undecided_requests: u64,
+    /// Kept out of the experiment by the router.
+    pub outside_requests: u64,
+}
+
+impl RoutingTotals {
+    /// Adds what was counted between two snapshots.
+    pub(crate) fn add(&mut self, from: &RoutingSnapshot, until: &RoutingSnapshot) {
+        self.keyless_requests += until.keyless.saturating_sub(from.keyless);
+        self.undecided_requests += until.undecided.saturating_sub(from.undecided);
+        self.outside_requests += until.outside.saturating_sub(from.outside);
+    }
 }
 
 /// Sums of a reported metric.
@@ -179,6 +267,32 @@ pub struct MetricReport {
     pub version: u64,
     pub metric: String,
     pub value: f64,
+}
+
+impl MetricReport {
+    /// # Errors
+    /// `InvalidInput` for what no client can report.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.metric == PREVIEW_ERRORS {
+            return Err(Error::invalid(format!(
+                "the metric {PREVIEW_ERRORS} is counted here: report under another name"
+            )));
+        }
+        match self.value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("{} must be a finite number", self.metric))),
+        }
+    }
+}
+
+/// Another strategy for a rollout under way.
+pub struct StrategyChange {
+    pub strategy: PluginRef,
+    /// Settings that are to be different.
+    pub config: Map<String, Value>,
+    /// Whether the others fall back to their defaults. They do in any case when the
+    /// strategy is another one.
+    pub defaults: bool,
 }
 
 /// A rollout as the admin API shows it.
@@ -209,20 +323,24 @@ pub struct RolloutStatus {
     pub evidence: Vec<EvidenceInfo>,
     pub stable: VariantTotals,
     pub candidate: VariantTotals,
-    /// Since the last change of weights, as the two counts after it.
+    /// Since the last change of weights.
     pub sampled_keys: SampledKeys,
-    /// Requests without a sticky key, and such as the router failed to decide
-    /// about.
-    pub keyless_requests: u64,
-    pub undecided_requests: u64,
+    #[serde(flatten)]
+    pub apart: RoutingTotals,
     pub router_failure: Option<String>,
+    /// Why the hook could not be told of a step, the last time that happened.
+    pub hook_failure: Option<String>,
+    /// What is likely not meant.
+    pub warnings: Vec<String>,
 }
 
-/// How many users of an even sample of all users each version has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// How many users of an even sample of all users that take part each version has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SampledKeys {
     pub stable: u64,
     pub candidate: u64,
+    /// The candidate's share while they were sampled.
+    pub weight_percent: f64,
 }
 
 impl From<&StoredRollout> for RolloutStatus {
@@ -251,10 +369,11 @@ impl From<&StoredRollout> for RolloutStatus {
             evidence: progress.evidence,
             stable: progress.stable,
             candidate: progress.candidate,
-            sampled_keys: SampledKeys::default(),
-            keyless_requests: 0,
-            undecided_requests: 0,
+            sampled_keys: progress.sampled,
+            apart: progress.apart,
             router_failure: None,
+            hook_failure: progress.hook_failure,
+            warnings: Vec::new(),
         }
     }
 }
@@ -270,6 +389,8 @@ impl VariantTotals {
         self.requests += until.requests.saturating_sub(from.requests);
         self.errors += until.errors.saturating_sub(from.errors);
         self.fallbacks += until.fallbacks.saturating_sub(from.fallbacks);
+        self.named_requests += until.named.saturating_sub(from.named);
+        self.named_errors += until.named_errors.saturating_sub(from.named_errors);
         if until.last_error.is_some() {
             self.last_error.clone_from(&until.last_error);
         }
@@ -305,12 +426,21 @@ pub(crate) fn window(from: &VariantStatsSnapshot, until: &VariantStatsSnapshot) 
         sum: moments.sum,
         sum_of_squares: moments.sum_of_squares,
     };
+    let metrics = metrics_between(from, until).map(moments);
     Window {
         requests: until.requests.saturating_sub(from.requests),
         errors: until.errors.saturating_sub(from.errors),
         latency: latency_between(from, until).collect(),
-        metrics: metrics_between(from, until).map(moments).collect(),
+        metrics: metrics.chain(preview_between(from, until)).collect(),
     }
+}
+
+/// Requests that named the version, as a metric.
+fn preview_between(from: &VariantStatsSnapshot, until: &VariantStatsSnapshot) -> Option<Moments> {
+    let count = until.named.saturating_sub(from.named);
+    let errors = until.named_errors.saturating_sub(from.named_errors) as f64;
+    let name = PREVIEW_ERRORS.to_string();
+    (count > 0).then_some(Moments { name, count, sum: errors, sum_of_squares: errors })
 }
 
 fn latency_between<'a>(

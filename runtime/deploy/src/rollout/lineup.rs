@@ -5,7 +5,7 @@ use crate::pipeline::Context;
 use crate::status::PartInfo;
 use crate::toolchain::CompiledPlugin;
 use mortise_host::{PolicyRequest, RouteVariant, RouterPlugin, StrategyPlugin, World};
-use mortise_serve::{KeySource, Lineup, Routing, Variant};
+use mortise_serve::{KeySource, Lineup, Routing, RoutingCounts, Variant};
 use mortise_types::{Error, Result};
 use serde_json::Value;
 use std::sync::Arc;
@@ -85,11 +85,16 @@ impl Split<'_> {
         ctx.router(self.endpoint, &self.variants(), &plan.router, state)
     }
 
-    pub(crate) fn lineup(&self, router: Arc<RouterPlugin>, plan: &Plan) -> Result<Lineup> {
-        lineup(self.variants(), router, plan.key.as_deref())
+    pub(crate) fn lineup(
+        &self,
+        router: Arc<RouterPlugin>,
+        plan: &Plan,
+        counts: Arc<RoutingCounts>,
+    ) -> Result<Lineup> {
+        lineup(self.variants(), router, plan.key.as_deref(), counts)
     }
 
-    fn variants(&self) -> Vec<Variant> {
+    pub(crate) fn variants(&self) -> Vec<Variant> {
         let with_weight = |variant: &Variant, weight| Variant { weight, ..variant.clone() };
         vec![
             with_weight(self.stable, Variant::WHOLE - self.weight),
@@ -98,15 +103,33 @@ impl Split<'_> {
     }
 }
 
-/// The first variant is the stable one.
+/// The first variant is the stable one. `counts` go on over lineups.
 ///
 /// # Errors
-/// When `key` cannot be read.
+/// When `key` cannot be read, or names an input that a version does not have.
 pub(crate) fn lineup(
     variants: Vec<Variant>,
     router: Arc<RouterPlugin>,
     key: Option<&str>,
+    counts: Arc<RoutingCounts>,
 ) -> Result<Lineup> {
     let key = key.map(KeySource::parse).transpose()?;
-    Lineup::new(variants, STABLE_INDEX, Some(Routing::new(Box::new(router), key)))
+    if let Some(KeySource::Input(input)) = &key {
+        variants.iter().try_for_each(|variant| check_key_input(variant, input))?;
+    }
+    let routing = Routing::new(Box::new(router), key, counts);
+    Lineup::new(variants, STABLE_INDEX, Some(routing))
+}
+
+fn check_key_input(variant: &Variant, input: &str) -> Result<()> {
+    let inputs = &variant.revision.signature().inputs;
+    if inputs.iter().any(|spec| spec.name == input) {
+        return Ok(());
+    }
+    let names: Vec<&str> = inputs.iter().map(|spec| spec.name.as_str()).collect();
+    Err(Error::invalid(format!(
+        "the sticky key is to be in the input \"{input}\", which version {} does not have; it has {}",
+        variant.revision.version(),
+        names.join(", ")
+    )))
 }

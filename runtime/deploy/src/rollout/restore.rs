@@ -1,6 +1,7 @@
 //! Rollouts after a restart.
 
 use super::active::{Active, Seen};
+use super::alert::RouterAlert;
 use super::info::StoredRollout;
 use super::lineup::Split;
 use crate::deployer::Deployer;
@@ -54,6 +55,8 @@ impl Deployer {
         let variant = Variant::new(Variant::CANDIDATE, candidate.built.revision.clone(), weight);
         let split = Split { endpoint: name, stable: &stable, candidate: &variant, weight };
         let router = split.router(&self.ctx, &row.plan, row.router_state.as_deref())?;
+        let follows_weights =
+            self.ctx.follows_weights(name, &split.variants(), &row.plan.router)?;
         let hook = self.hook_line(&row.plan)?;
         let strategy = self
             .ctx
@@ -68,11 +71,13 @@ impl Deployer {
             router,
             stable,
             candidate: variant,
+            follows_weights,
+            counts: Arc::default(),
             seen: Seen::default(),
             counted_at: now,
             next_tick: now + Duration::from_millis(row.plan.check_every_ms),
             hook,
-            alerted: None,
+            alert: RouterAlert::default(),
         })
     }
 }

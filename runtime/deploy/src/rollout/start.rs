@@ -1,6 +1,8 @@
 //! How a rollout begins: with a deployment that does not go live.
 
 use super::active::{Active, Seen};
+use super::alert::RouterAlert;
+use super::engine::{BEGIN, THE_BEGINNING, hook_event, tell};
 use super::hook_line::HookLine;
 use super::info::{Phase, Plan, Progress, StoredRollout, percent};
 use super::lineup::Split;
@@ -19,6 +21,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Prepared {
     plan: Plan,
     begun: StrategyPlan,
+    /// The share until the hook agrees to the strategy's.
+    weight: u32,
+    follows_weights: bool,
     strategy: StrategyPlugin,
     router: Arc<RouterPlugin>,
     stable: Variant,
@@ -43,14 +48,17 @@ impl Prepared {
         let strategy = ctx.strategy(name, &plan.strategy)?;
         let begun = strategy.begin(None)?;
         plan.check_every_ms = begun.check_every_ms;
-        let weight = begun.weight;
+        let is_asked = plan.hook.as_ref().is_some_and(|hook| hook.confirm);
+        let weight = if is_asked { 0 } else { begun.weight };
         let stable = Variant::new(Variant::STABLE, live, Variant::WHOLE - weight);
         let candidate = Variant::new(Variant::CANDIDATE, warmed.built.revision.clone(), weight);
         let split = Split { endpoint: name, stable: &stable, candidate: &candidate, weight };
         let router = split.router(ctx, &plan, None)?;
         // Refuses a key that cannot be read.
-        split.lineup(router.clone(), &plan)?;
-        Ok(Self { plan, begun, strategy, router, stable, candidate })
+        split.lineup(router.clone(), &plan, Arc::default())?;
+        let follows_weights = ctx.follows_weights(name, &split.variants(), &plan.router)?;
+        plan.check(follows_weights)?;
+        Ok(Self { plan, begun, weight, follows_weights, strategy, router, stable, candidate })
     }
 }
 
@@ -95,9 +103,13 @@ impl Deployer {
             version: &subject.version,
             blobs: &blobs,
         };
+        if let Some(hook) = hook.as_ref().filter(|_| row.progress.first_weight.is_none()) {
+            hook.tell(hook_event(&row, "before_step", BEGIN, (0, row.weight), THE_BEGINNING));
+        }
         row.id = self.ctx.store.commit_candidate(&new, &row, &audit)?;
         let rollout_weight_percent = Some(percent(row.weight));
-        let deployed = Deployed { rollout_weight_percent, ..warmed.deployed() };
+        let warnings = row.plan.warnings(prepared.follows_weights);
+        let deployed = Deployed { rollout_weight_percent, warnings, ..warmed.deployed() };
         let now = Instant::now();
         self.hold_memory(warmed);
         let active = Active {
@@ -107,12 +119,17 @@ impl Deployer {
             router: prepared.router,
             stable: prepared.stable,
             candidate: prepared.candidate,
+            follows_weights: prepared.follows_weights,
+            counts: Arc::default(),
             seen: Seen::default(),
             counted_at: now,
             hook,
-            alerted: None,
+            alert: RouterAlert::default(),
         };
         self.publish_split(&active)?;
+        if active.row.progress.first_weight.is_none() {
+            tell(&active, "after_step", BEGIN, 0, THE_BEGINNING);
+        }
         self.rollouts.lock().insert(deployed.name.clone(), Arc::new(Mutex::new(active)));
         Ok(deployed)
     }
@@ -130,7 +147,7 @@ fn new_row(warmed: &Warmed<'_>, prepared: &Prepared) -> StoredRollout {
         stable_version: prepared.stable.revision.version(),
         candidate_version: subject.numbers.version,
         phase: Phase::Running,
-        weight: prepared.begun.weight,
+        weight: prepared.weight,
         tick: 0,
         elapsed_ms: 0,
         started_ms,
@@ -138,6 +155,10 @@ fn new_row(warmed: &Warmed<'_>, prepared: &Prepared) -> StoredRollout {
         state: prepared.begun.state.clone(),
         router_state: None,
         plan: prepared.plan.clone(),
-        progress: Progress::default(),
+        progress: Progress {
+            first_weight: (prepared.weight != prepared.begun.weight)
+                .then_some(prepared.begun.weight),
+            ..Progress::default()
+        },
     }
 }

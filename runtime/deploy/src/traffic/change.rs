@@ -160,6 +160,9 @@ impl Deployer {
     /// Refuses what cannot be, before anything is built.
     pub(crate) fn check_traffic(&self, request: &DeployRequest) -> Result<()> {
         let name = &request.name;
+        if let Some(hook) = request.rollout.as_ref().and_then(|rollout| rollout.hook.as_ref()) {
+            self.hooks.check(&hook.url)?;
+        }
         match (&request.rollout, &request.beside) {
             (Some(_), Some(_)) => Err(Error::invalid(
                 "a version goes beside the stable one or begins a rollout, not both",
@@ -201,7 +204,8 @@ impl Deployer {
             self.ctx.store.commit_beside(&new, stored, &audit)
         })?;
         let beside_weight_percent = Some(percent(weight));
-        let deployed = Deployed { beside_weight_percent, ..warmed.deployed() };
+        let warnings = self.traffic(name)?.warnings;
+        let deployed = Deployed { beside_weight_percent, warnings, ..warmed.deployed() };
         self.hold_memory(warmed);
         Ok(deployed)
     }
@@ -285,21 +289,18 @@ impl Deployer {
         }
     }
 
-    /// Tells operators, once, that the router fails and the stable version
-    /// answers in its place.
+    /// Tells operators that the router fails and the stable version answers in its
+    /// place.
     fn watch(&self, traffic: &mut Traffic) {
         let failure = traffic.router_failure();
-        let Some(failure) = failure.filter(|it| traffic.alerted.as_ref() != Some(it)) else {
-            return;
-        };
+        let Some(failure) = traffic.alert.news(failure, Instant::now()) else { return };
         let endpoint = &traffic.draft.endpoint;
         tracing::error!(endpoint, failure, "a router fails; the stable version answers");
         let audit = audit(&traffic.draft.stored(), ROUTER, "traffic_router", None);
-        let audit = AuditRecord { ok: false, detail: failure.clone(), ..audit };
+        let audit = AuditRecord { ok: false, detail: failure, ..audit };
         if let Err(error) = self.ctx.store.append_audit(&audit) {
             tracing::error!(endpoint, %error, "the audit log could not be written");
         }
-        traffic.alerted = Some(failure);
     }
 
     /// The one way in which the versions of an endpoint change outside of
@@ -356,6 +357,7 @@ impl Deployer {
             endpoint: name.to_string(),
             plan: plan.unwrap_or_else(no_plan),
             router_state: stored.as_ref().and_then(|stored| stored.router_state.clone()),
+            counts: Arc::default(),
             stable: Member::new(variant, totals(stable.version())),
             sides: Vec::new(),
         };

@@ -8,7 +8,7 @@ use crate::memory::Reservation;
 use crate::pipeline::Context;
 use crate::rollout::{VariantTotals, percent};
 use crate::status::PartInfo;
-use mortise_serve::{Revision, Variant, VariantStatsSnapshot};
+use mortise_serve::{Revision, RoutingCounts, Variant, VariantStatsSnapshot};
 use mortise_types::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub(crate) struct Draft {
     pub(crate) endpoint: String,
     pub(crate) plan: TrafficPlan,
     pub(crate) router_state: Option<Vec<u8>>,
+    /// What the router is asked, whatever the shares.
+    pub(crate) counts: Arc<RoutingCounts>,
     pub(crate) stable: Member,
     /// Versions beside it.
     pub(crate) sides: Vec<Member>,
@@ -161,6 +163,7 @@ impl Draft {
                 self.plan.router.plugin
             ))
         })?;
-        Ok(Some(Traffic::new(self, router)))
+        let follows_weights = ctx.follows_weights(name, &self.variants(), &self.plan.router)?;
+        Ok(Some(Traffic::new(self, router, follows_weights)))
     }
 }

@@ -1,5 +1,5 @@
 use crate::request::PluginRef;
-use crate::rollout::VariantTotals;
+use crate::rollout::{RoutingTotals, VariantTotals};
 use crate::status::PartInfo;
 use mortise_serve::Variant;
 use mortise_types::{Error, Result};
@@ -38,13 +38,17 @@ pub struct TrafficChange {
 pub struct TrafficStatus {
     pub endpoint: String,
     pub router: PartInfo,
+    /// Whether shares mean anything to it; some divide the traffic on their own.
+    pub router_follows_weights: bool,
     pub key: Option<String>,
     /// The stable version first.
     pub versions: Vec<VersionShare>,
-    /// Since the last change, as the counts after it.
-    pub keyless_requests: u64,
-    pub undecided_requests: u64,
+    /// Since the versions came into memory.
+    #[serde(flatten)]
+    pub apart: RoutingTotals,
     pub router_failure: Option<String>,
+    /// What is likely not meant.
+    pub warnings: Vec<String>,
     /// Why the versions beside the stable one do not serve, when they do not.
     pub error: Option<String>,
 }

@@ -1,8 +1,10 @@
 use super::draft::{Draft, Member};
 use super::info::{StoredTraffic, TrafficStatus, VersionShare};
-use crate::rollout::{MetricReport, lineup, percent, take_reports};
+use crate::rollout::{
+    MetricReport, RouterAlert, RoutingTotals, lineup, percent, router_warnings, take_reports,
+};
 use mortise_host::RouterPlugin;
-use mortise_serve::{Lineup, Routing, Variant};
+use mortise_serve::{Lineup, Routing, RoutingSnapshot, Variant};
 use mortise_types::Result;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,22 +13,25 @@ use std::time::Instant;
 pub(crate) struct Traffic {
     pub(crate) draft: Draft,
     router: Arc<RouterPlugin>,
+    /// Whether the router heeds shares; some divide the traffic on their own.
+    follows_weights: bool,
     /// Counts or the router's state are newer than what is stored.
     pub(crate) is_unsaved: bool,
     pub(crate) next_save: Instant,
-    /// The router's failure that operators were told about.
-    pub(crate) alerted: Option<String>,
+    pub(crate) alert: RouterAlert,
 }
 
 impl Traffic {
-    pub(crate) fn new(draft: Draft, router: Arc<RouterPlugin>) -> Self {
-        Self { draft, router, is_unsaved: true, next_save: Instant::now(), alerted: None }
+    pub(crate) fn new(draft: Draft, router: Arc<RouterPlugin>, follows_weights: bool) -> Self {
+        let (next_save, alert) = (Instant::now(), RouterAlert::default());
+        Self { draft, router, follows_weights, is_unsaved: true, next_save, alert }
     }
 
     /// # Errors
     /// When the place of the sticky key cannot be read.
     pub(crate) fn lineup(&self) -> Result<Lineup> {
-        lineup(self.draft.variants(), self.router.clone(), self.draft.plan.key.as_deref())
+        let (key, counts) = (self.draft.plan.key.as_deref(), self.draft.counts.clone());
+        lineup(self.draft.variants(), self.router.clone(), key, counts)
     }
 
     /// Takes in what clients report: counts, and what the router learns from.
@@ -66,14 +71,18 @@ impl Traffic {
             sampled_users: sampled(at),
             totals: member.totals.clone(),
         };
+        let mut apart = RoutingTotals::default();
+        apart.add(&RoutingSnapshot::default(), &self.draft.counts.snapshot());
+        let plan = &self.draft.plan;
         TrafficStatus {
             endpoint: self.draft.endpoint.clone(),
-            router: self.draft.plan.router.clone(),
-            key: self.draft.plan.key.clone(),
+            router: plan.router.clone(),
+            router_follows_weights: self.follows_weights,
+            key: plan.key.clone(),
             versions: self.draft.members().enumerate().map(share).collect(),
-            keyless_requests: routing.map_or(0, Routing::keyless),
-            undecided_requests: routing.map_or(0, Routing::undecided),
+            apart,
             router_failure: self.router_failure(),
+            warnings: router_warnings(&plan.router, plan.key.as_deref()),
             error: None,
         }
     }
@@ -100,9 +109,10 @@ impl TrafficStatus {
             versions: stored.sides.iter().map(share).collect(),
             router: stored.plan.router,
             key: stored.plan.key,
-            keyless_requests: 0,
-            undecided_requests: 0,
+            router_follows_weights: true,
+            apart: RoutingTotals::default(),
             router_failure: None,
+            warnings: Vec::new(),
             error: Some(error),
         }
     }

@@ -246,12 +246,28 @@ fn who(headers: &HeaderMap) -> String {
 }
 
 async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T> {
+    from_json(&read_body(body).await?)
+}
+
+/// As [`read_json`], where a body may be left out.
+async fn read_json_or_default<T: DeserializeOwned + Default>(body: Incoming) -> Result<T> {
+    match read_body(body).await? {
+        body if body.is_empty() => Ok(T::default()),
+        body => Ok(from_json::<Option<T>>(&body)?.unwrap_or_default()),
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes> {
     let body = Limited::new(body, MAX_JSON_BYTES).collect().await.map_err(|error| {
         Error::too_large(format!(
             "cannot read the JSON body (at most {MAX_JSON_BYTES} bytes): {error}"
         ))
     })?;
-    serde_json::from_slice(&body.to_bytes())
+    Ok(body.to_bytes())
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body)
         .map_err(|error| Error::invalid(format!("the JSON body does not fit: {error}")))
 }
 

@@ -1,11 +1,13 @@
 //! `/v1/endpoints/{name}/rollout` and `/metrics`: rollouts under way.
 
 use super::deploy::PluginBody;
-use super::{Admin, json_error, json_reply, read_json, to_json};
+use super::{Admin, json_error, json_reply, read_json, read_json_or_default, to_json};
 use crate::control::Reply;
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
-use mortise_deploy::{Deployer, MetricReport, PluginRef, RolloutHook, RolloutRequest};
+use mortise_deploy::{
+    Deployer, MetricReport, PluginRef, RolloutHook, RolloutRequest, StrategyChange,
+};
 use mortise_types::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -49,13 +51,25 @@ impl RolloutBody {
 #[serde(deny_unknown_fields)]
 struct WeightBody {
     percent: f64,
+    /// Whether it is done though the hook does not agree.
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PromoteBody {
+    force: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StrategyBody {
     strategy: PluginBody,
-    config: Option<Map<String, Value>>,
+    #[serde(default)]
+    config: Map<String, Value>,
+    #[serde(default)]
+    defaults: bool,
 }
 
 /// What to do, with the name of the endpoint and who asks.
@@ -73,7 +87,7 @@ pub(super) async fn rollout(
         (&Method::GET, []) => Ok(Box::new(|deployer, name, _| to_json(&deployer.rollout(name)?))),
         (&Method::POST, ["pause"]) => Ok(change(Deployer::pause_rollout)),
         (&Method::POST, ["resume"]) => Ok(change(Deployer::resume_rollout)),
-        (&Method::POST, ["promote"]) => Ok(change(Deployer::promote_rollout)),
+        (&Method::POST, ["promote"]) => read_json_or_default(body).await.map(promote),
         (&Method::POST, ["abort"]) => Ok(change(Deployer::abort_rollout)),
         (&Method::POST, ["weight"]) => read_json(body).await.and_then(set_weight),
         (&Method::POST, ["strategy"]) => {
@@ -122,13 +136,16 @@ fn set_weight(body: WeightBody) -> Result<Task> {
     }
     let weight = (body.percent * 100.0).round() as u32;
     Ok(Box::new(move |deployer, name, who| {
-        to_json(&deployer.set_rollout_weight(name, weight, who)?)
+        to_json(&deployer.set_rollout_weight(name, weight, body.force, who)?)
     }))
 }
 
+fn promote(body: PromoteBody) -> Task {
+    Box::new(move |deployer, name, who| to_json(&deployer.promote_rollout(name, body.force, who)?))
+}
+
 fn swap_strategy(admin: &Admin, body: StrategyBody) -> Result<Task> {
-    let strategy = body.strategy.resolve(admin)?;
-    Ok(Box::new(move |deployer, name, who| {
-        to_json(&deployer.swap_strategy(name, strategy, body.config, who)?)
-    }))
+    let StrategyBody { strategy, config, defaults } = body;
+    let change = StrategyChange { strategy: strategy.resolve(admin)?, config, defaults };
+    Ok(Box::new(move |deployer, name, who| to_json(&deployer.swap_strategy(name, change, who)?)))
 }

@@ -242,10 +242,11 @@ pub(crate) struct DeployArgs {
     /// header:NAME, parameter:NAME or input:NAME.
     #[arg(long, value_name = "PLACE", requires = "shared")]
     pub(crate) key: Option<String>,
-    /// A service that is told about each step, by POST.
+    /// A service that is told before and after each step, by POST.
     #[arg(long, value_name = "URL", requires = "rollout", conflicts_with = "beside")]
     pub(crate) hook: Option<String>,
-    /// Take a step only when the hook answers with success.
+    /// Take a step only when the hook answers with success. Steps back are taken
+    /// without asking.
     #[arg(long, requires = "hook")]
     pub(crate) hook_confirm: bool,
     /// Another file for the plugin, by name; may be repeated.
@@ -434,8 +435,16 @@ pub(crate) struct ReplayArgs {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  mortise deploy m new.onnx --rollout manual --router ab --router-set experiment=price --key header:user
-  mortise experiment report m")]
+  mortise deploy m new.onnx --beside 50% --router ab \\
+      --router-set experiment=price --key header:user
+  mortise experiment record m revenue=12.5 --version 2
+  mortise experiment report m
+
+Clients report what came of answers by POST to /v1/endpoints/NAME/metrics of the
+admin API: a list such as
+  [{\"version\": 2, \"metric\": \"revenue\", \"value\": 12.5}]
+where the version is the one that the answer named. Leave out answers whose
+variant is \"outside\": they take no part in the experiment.")]
 pub(crate) struct ExperimentArgs {
     #[command(subcommand)]
     pub(crate) command: ExperimentCommand,
@@ -445,6 +454,29 @@ pub(crate) struct ExperimentArgs {
 pub(crate) enum ExperimentCommand {
     /// Show lift, its interval, and whether the samples have the right sizes.
     Report(NameArgs),
+    /// Report values of metrics about a version's answers.
+    Record(ExperimentRecordArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mortise experiment record m revenue=12.5 --version 2
+  mortise experiment record m --file reports.json")]
+pub(crate) struct ExperimentRecordArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Values; several of one metric are several values.
+    #[arg(value_name = "METRIC=VALUE", required_unless_present = "file")]
+    pub(crate) values: Vec<String>,
+    /// The version whose answers they are about.
+    #[arg(long, value_name = "V", required_unless_present = "file")]
+    pub(crate) version: Option<u64>,
+    /// A JSON list of reports with version, metric and value.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["values", "version"])]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 #[derive(Subcommand)]
@@ -456,12 +488,12 @@ pub(crate) enum RolloutCommand {
     /// Go on after a pause.
     Resume(NameArgs),
     /// Make the new version the live one now.
-    Promote(NameArgs),
+    Promote(RolloutPromoteArgs),
     /// Give all traffic back to the old version now.
     Abort(NameArgs),
     /// Give the new version this share.
     Weight(RolloutWeightArgs),
-    /// Put another strategy in charge; it takes over the state.
+    /// Put another strategy in charge; it takes over the state where it can.
     Swap(RolloutSwapArgs),
 }
 
@@ -482,6 +514,20 @@ pub(crate) struct RolloutWeightArgs {
     pub(crate) name: String,
     /// Such as 25%.
     pub(crate) percent: String,
+    /// Do it even when the hook does not agree.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RolloutPromoteArgs {
+    /// Name of the endpoint.
+    pub(crate) name: String,
+    /// Do it even when the hook does not agree.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
 }
@@ -492,9 +538,13 @@ pub(crate) struct RolloutSwapArgs {
     pub(crate) name: String,
     /// A first-party strategy, or the file of one (.wasm).
     pub(crate) strategy: String,
-    /// A value of its configuration; what the old one had by default.
+    /// A value of its configuration. The same strategy keeps the others as they
+    /// are; another one begins with its defaults.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Let the same strategy forget its other values, too.
+    #[arg(long)]
+    pub(crate) defaults: bool,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
 }

@@ -61,26 +61,12 @@ fn print_deployed(deployed: &Value, started: Instant) {
             Some(format!("{} {ms:.1} ms", stage["stage"].as_str()?))
         })
         .collect();
-    if let Some(percent) = deployed["beside_weight_percent"].as_f64() {
-        let name = deployed["name"].as_str().unwrap_or_default();
-        println!(
-            "{name} version {} gets {percent} % of the traffic beside the stable one after {:.2} s; \
-             `mortise traffic status {name}` shows how they fare",
-            deployed["version"],
-            started.elapsed().as_secs_f64()
-        );
+    if let Some(line) = shared_line(deployed, started.elapsed().as_secs_f64()) {
+        println!("{line}");
+        for warning in deployed["warnings"].as_array().into_iter().flatten() {
+            println!("  warning: {}", warning.as_str().unwrap_or_default());
+        }
         return print_quantized(&deployed["quantize"]);
-    }
-    if let Some(percent) = deployed["rollout_weight_percent"].as_f64() {
-        let name = deployed["name"].as_str().unwrap_or_default();
-        println!(
-            "{name} version {} gets {percent} % of the traffic after {:.2} s; \
-             `mortise rollout status {name} --watch` shows how it fares",
-            deployed["version"],
-            started.elapsed().as_secs_f64()
-        );
-        print_quantized(&deployed["quantize"]);
-        return;
     }
     println!(
         "{} version {} is live (revision {}) after {:.2} s: {}",
@@ -91,6 +77,23 @@ fn print_deployed(deployed: &Value, started: Instant) {
         stages.join(", ")
     );
     print_quantized(&deployed["quantize"]);
+}
+
+/// Of a version that does not answer alone; `None` of one that is live.
+fn shared_line(deployed: &Value, elapsed_s: f64) -> Option<String> {
+    let (name, version) = (deployed["name"].as_str()?, &deployed["version"]);
+    if let Some(percent) = deployed["beside_weight_percent"].as_f64() {
+        return Some(format!(
+            "{name} version {version} gets {percent} % of the traffic beside the stable one after \
+             {elapsed_s:.2} s; `mortise traffic status {name}` shows how they fare"
+        ));
+    }
+    let percent = deployed["rollout_weight_percent"].as_f64()?;
+    Some(format!(
+        "{name} version {version} gets {percent} % of the traffic after {elapsed_s:.2} s; `mortise \
+         rollout status {name} --watch` shows how it fares\n  requests to \
+         /v2/models/{name}/versions/{version}/infer try it out"
+    ))
 }
 
 /// The sizes, the difference, and what stays as it was.

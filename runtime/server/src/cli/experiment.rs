@@ -1,9 +1,13 @@
-//! `mortise experiment report NAME`: what an experiment has shown so far.
+//! `mortise experiment …`: what an experiment has shown so far, and what came of its
+//! answers.
 
-use super::args::{ExperimentArgs, ExperimentCommand};
+use super::CliError;
+use super::args::{ExperimentArgs, ExperimentCommand, ExperimentRecordArgs, NameArgs};
 use super::client::{AdminClient, segment};
+use super::deploy::split_pair;
+use super::rollout::{routing_notes, variant_notes};
 use super::show::print_json;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 /// Two-sided 95 % of the normal distribution.
@@ -15,7 +19,55 @@ const MISMATCH: f64 = 0.001;
 /// # Errors
 /// When the endpoint has no rollout, or the server cannot be reached.
 pub(super) fn run(args: &ExperimentArgs) -> Result<()> {
-    let ExperimentCommand::Report(args) = &args.command;
+    match &args.command {
+        ExperimentCommand::Report(args) => show_report(args),
+        ExperimentCommand::Record(args) => record(args),
+    }
+}
+
+fn record(args: &ExperimentRecordArgs) -> Result<()> {
+    let client = AdminClient::connect(&args.admin)?;
+    let reports = match &args.file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the reports {}", path.display()))?;
+            serde_json::from_str(&text)
+                .with_context(|| format!("{} is not JSON", path.display()))?
+        }
+        None => reports(args.version.unwrap_or_default(), &args.values)?,
+    };
+    let path = format!("/v1/endpoints/{}/metrics", segment(&args.name));
+    let answer = client.post_json(&path, &reports)?;
+    match args.admin.json {
+        true => print_json(&answer),
+        false => {
+            println!("{}: {} values taken in", args.name, answer["accepted"]);
+            Ok(())
+        }
+    }
+}
+
+/// `METRIC=VALUE`
+fn reports(version: u64, values: &[String]) -> Result<Value> {
+    let report = |pair: &String| {
+        let (metric, value) = split_pair(pair, "METRIC=VALUE").map_err(|_| {
+            CliError::new(
+                format!("\"{pair}\" has no \"=\""),
+                "write METRIC=VALUE, such as revenue=12.5",
+            )
+        })?;
+        let value: f64 = value.trim().parse().map_err(|_| {
+            CliError::new(
+                format!("\"{value}\" is no number"),
+                "write METRIC=VALUE, such as revenue=12.5",
+            )
+        })?;
+        Ok(json!({"version": version, "metric": metric, "value": value}))
+    };
+    values.iter().map(report).collect()
+}
+
+fn show_report(args: &NameArgs) -> Result<()> {
     let client = AdminClient::connect(&args.admin)?;
     let endpoint = client.get(&format!("/v1/endpoints/{}", segment(&args.name)))?;
     let path = |what: &str| format!("/v1/endpoints/{}/{what}", segment(&args.name));
@@ -53,6 +105,12 @@ fn treatments(traffic: &Value) -> Vec<Value> {
             "endpoint": traffic["endpoint"],
             "router": traffic["router"],
             "weight_percent": side["weight_percent"],
+            "key": traffic["key"],
+            "keyless_requests": traffic["keyless_requests"],
+            "undecided_requests": traffic["undecided_requests"],
+            "outside_requests": traffic["outside_requests"],
+            "router_failure": traffic["router_failure"],
+            "warnings": traffic["warnings"],
             "stable_version": stable["version"],
             "candidate_version": side["version"],
             "stable": stable["totals"],
@@ -69,6 +127,8 @@ fn treatments(traffic: &Value) -> Vec<Value> {
 /// One side of an experiment.
 struct Side {
     version: u64,
+    /// What the router calls its users, where it names groups.
+    group: Option<String>,
     requests: f64,
     errors: f64,
     /// Users in the server's sample since weights last changed.
@@ -78,13 +138,32 @@ struct Side {
 impl Side {
     fn of(rollout: &Value, name: &str) -> Self {
         let number = |key: &str| rollout[name][key].as_f64().unwrap_or(0.0);
+        let version = rollout[format!("{name}_version")].as_u64().unwrap_or(0);
         Self {
-            version: rollout[format!("{name}_version")].as_u64().unwrap_or(0),
+            group: group_of(&rollout["router"], version),
+            version,
             requests: number("requests"),
             errors: number("errors"),
             sampled: rollout["sampled_keys"][name].as_f64().unwrap_or(0.0),
         }
     }
+
+    fn describe(&self) -> Value {
+        json!({
+            "version": self.version,
+            "group": self.group,
+            "requests": self.requests as u64,
+            "sampled_users": self.sampled as u64,
+        })
+    }
+}
+
+/// The names of the groups that get a version, where a router has some.
+fn group_of(router: &Value, version: u64) -> Option<String> {
+    let groups = router["config"]["groups"].as_object()?;
+    let is_its = |(_, group): &(&String, &Value)| group["version"].as_u64() == Some(version);
+    let names: Vec<&str> = groups.iter().filter(is_its).map(|(name, _)| name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(" and "))
 }
 
 fn report(rollout: &Value) -> Result<Value> {
@@ -107,16 +186,12 @@ fn report(rollout: &Value) -> Result<Value> {
     let mut report = json!({
         "endpoint": rollout["endpoint"],
         "router": rollout["router"]["plugin"],
-        "control": {
-            "version": stable.version, "requests": stable.requests, "sampled_users": stable.sampled,
-        },
-        "treatment": {
-            "version": candidate.version, "requests": candidate.requests,
-            "sampled_users": candidate.sampled,
-        },
+        "control": stable.describe(),
+        "treatment": candidate.describe(),
         "metrics": metrics,
         "expected_share": expected,
         "request_share": candidate.requests / total,
+        "notes": report_notes(rollout),
     });
     let users = stable.sampled + candidate.sampled;
     if users == 0.0 {
@@ -131,44 +206,64 @@ fn report(rollout: &Value) -> Result<Value> {
     Ok(report)
 }
 
+/// What is not in the comparison.
+fn report_notes(rollout: &Value) -> Vec<String> {
+    let mut notes = variant_notes("the treatment", &rollout["candidate"]);
+    notes.extend(routing_notes(rollout));
+    notes
+}
+
 /// The share that the treatment should have of the users of treatment and
 /// control, where the router's configuration says so.
 fn expected_share(rollout: &Value, version: u64) -> Option<f64> {
     let others = rollout["others"].as_array().map_or(&[][..], Vec::as_slice);
     let versions = others.len() + 2;
-    let own = share_of(rollout, versions, version, &rollout["weight_percent"])?;
-    let mut rest = 0.0;
-    for other in others {
-        let version = other["version"].as_u64()?;
-        rest += share_of(rollout, versions, version, &other["weight_percent"])?;
-    }
-    // What the others leave is the control's and the treatment's.
-    Some(own / (1.0 - rest)).filter(|share| share.is_finite())
+    // While the users were sampled, which may be over.
+    let sampled_at = &rollout["sampled_keys"]["weight_percent"];
+    let percent = if sampled_at.is_null() { &rollout["weight_percent"] } else { sampled_at };
+    let own = share_of(rollout, versions, version, percent)?;
+    let control = match stable_share(rollout, versions) {
+        Some(share) => share,
+        // The control's is what the others leave.
+        None => {
+            let mut rest = 0.0;
+            for other in others {
+                let version = other["version"].as_u64()?;
+                rest += share_of(rollout, versions, version, &other["weight_percent"])?;
+            }
+            1.0 - rest - own
+        }
+    };
+    Some(own / (own + control)).filter(|share| share.is_finite())
 }
 
-/// The share of all users that a version beside the stable one should have.
+/// The share of a version beside the stable one of the users that take part.
 fn share_of(rollout: &Value, versions: usize, version: u64, percent: &Value) -> Option<f64> {
     let router = &rollout["router"];
     match router["plugin"].as_str()? {
         "weighted" => Some(percent.as_f64()? / 100.0),
-        "ab" => {
-            let config = &router["config"];
-            let groups = config["groups"].as_object();
-            let is_its = |group: &&Value| group["version"].as_u64() == Some(version);
-            let share = match groups {
-                None => 1.0 / versions as f64,
-                Some(groups) => {
-                    groups.values().filter(is_its).filter_map(|it| it["share"].as_f64()).sum()
-                }
-            };
-            let bound =
-                |index: usize, default: f64| config["slice"][index].as_f64().unwrap_or(default);
-            let slice = bound(1, 1.0) - bound(0, 0.0);
-            let holdout = config["holdout"].as_f64().unwrap_or(0.0);
-            Some(share * slice * (1.0 - holdout))
-        }
+        "ab" => Some(group_share(&router["config"], version).unwrap_or(1.0 / versions as f64)),
         _ => None,
     }
+}
+
+/// That of the stable version, where a group of its own is named.
+fn stable_share(rollout: &Value, versions: usize) -> Option<f64> {
+    let (router, version) = (&rollout["router"], rollout["stable_version"].as_u64()?);
+    if router["plugin"] != "ab" {
+        return None;
+    }
+    let Some(share) = group_share(&router["config"], version) else {
+        return Some(1.0 / versions as f64);
+    };
+    (share > 0.0).then_some(share)
+}
+
+/// `None` without groups.
+fn group_share(config: &Value, version: u64) -> Option<f64> {
+    let groups = config["groups"].as_object().filter(|groups| !groups.is_empty())?;
+    let is_its = |group: &&Value| group["version"].as_u64() == Some(version);
+    Some(groups.values().filter(is_its).filter_map(|it| it["share"].as_f64()).sum())
 }
 
 /// Count, mean and variance of one side.
@@ -236,13 +331,15 @@ fn erfc(x: f64) -> f64 {
 
 fn text(report: &Value) -> String {
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let side = |side: &Value| {
+        let group = side["group"].as_str().map(|name| format!("{name}, ")).unwrap_or_default();
+        format!("version {} ({group}{} requests)", side["version"], side["requests"])
+    };
     let mut lines = vec![format!(
-        "{}: version {} ({} requests) against version {} ({} requests), split by {}",
+        "{}: {} against {}, split by {}",
         report["endpoint"].as_str().unwrap_or_default(),
-        report["treatment"]["version"],
-        report["treatment"]["requests"],
-        report["control"]["version"],
-        report["control"]["requests"],
+        side(&report["treatment"]),
+        side(&report["control"]),
         report["router"].as_str().unwrap_or_default()
     )];
     for metric in report["metrics"].as_array().into_iter().flatten() {
@@ -265,8 +362,8 @@ fn text(report: &Value) -> String {
     }
     let share = number(&report["request_share"]) * 100.0;
     match report["sample_ratio_p"].as_f64() {
-        None => lines
-            .push(format!("  share of requests {share:.2} %; whether it is right is not known")),
+        // Which share would be right, only some routers say.
+        None => lines.push(format!("  share of requests {share:.2} %")),
         Some(p) => {
             let verdict = match report["sample_ratio_mismatch"] == true {
                 true => "SAMPLE RATIO MISMATCH: do not trust the comparison",
@@ -279,6 +376,8 @@ fn text(report: &Value) -> String {
             ));
         }
     }
+    let notes = report["notes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    lines.extend(notes.map(|note| format!("  {note}")));
     lines.join("\n") + "\n"
 }
 
@@ -335,6 +434,54 @@ mod tests {
         let halves = super::treatments(&traffic(ab));
         let share = report(&halves[1]).unwrap()["expected_share"].as_f64().unwrap();
         assert!((share - 0.5).abs() < 1e-12, "{share}");
+    }
+
+    #[test]
+    fn groups_are_named_and_what_takes_no_part_changes_no_share() {
+        let mut rollout = rollout(1_000);
+        rollout["outside_requests"] = 500.into();
+        rollout["router"]["config"] = json!({
+            "experiment": "e", "holdout": 0.1, "slice": [0.5, 1.0],
+            "groups": {"old": {"version": 1, "share": 0.4}, "new": {"version": 2, "share": 0.2}},
+        });
+        let with_control = report(&rollout).unwrap();
+        assert!((with_control["expected_share"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
+        let text = text(&with_control);
+        for want in [
+            "version 2 (new, 10000 requests) against version 1 (old, 10000 requests)",
+            "share of users 33.33 %, expected 33.33 %",
+            "500 requests that take no part in the experiment",
+        ] {
+            assert!(text.contains(want), "{want} is not in\n{text}");
+        }
+        // Without a group of its own the control is whoever is in none.
+        rollout["router"]["config"]["groups"] = json!({"new": {"version": 2, "share": 0.2}});
+        let share = report(&rollout).unwrap()["expected_share"].as_f64().unwrap();
+        assert!((share - 0.2).abs() < 1e-12, "{share}");
+    }
+
+    #[test]
+    fn the_ratio_is_that_of_the_weight_at_which_users_were_sampled() {
+        let mut ended = rollout(500);
+        ended["weight_percent"] = 100.0.into();
+        ended["router"] = json!({"plugin": "weighted", "config": {}});
+        ended["sampled_keys"]["weight_percent"] = 20.0.into();
+        let report = report(&ended).unwrap();
+        assert!((report["expected_share"].as_f64().unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(report["sample_ratio_mismatch"], false, "{report}");
+    }
+
+    #[test]
+    fn values_are_reported_by_version_and_metric() {
+        let pairs = ["revenue=12.5", "clicks=1"].map(String::from);
+        let want = json!([
+            {"version": 2, "metric": "revenue", "value": 12.5},
+            {"version": 2, "metric": "clicks", "value": 1.0},
+        ]);
+        assert_eq!(reports(2, &pairs).unwrap(), want);
+        for wrong in ["revenue", "revenue=much"] {
+            assert!(reports(2, &[wrong.to_string()]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::CliError;
 use super::args::{RolloutArgs, RolloutCommand, RolloutStatusArgs};
 use super::client::{AdminClient, segment};
 use super::deploy::Component;
-use super::show::print_json;
+use super::show::{odds as odds_text, print_json};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -20,7 +20,8 @@ pub(super) fn run(args: &RolloutArgs) -> Result<()> {
     let (name, admin) = match &args.command {
         RolloutCommand::Status(args) => return status(args),
         RolloutCommand::Pause(args) | RolloutCommand::Resume(args) => (&args.name, &args.admin),
-        RolloutCommand::Promote(args) | RolloutCommand::Abort(args) => (&args.name, &args.admin),
+        RolloutCommand::Abort(args) => (&args.name, &args.admin),
+        RolloutCommand::Promote(args) => (&args.name, &args.admin),
         RolloutCommand::Weight(args) => (&args.name, &args.admin),
         RolloutCommand::Swap(args) => (&args.name, &args.admin),
     };
@@ -30,17 +31,20 @@ pub(super) fn run(args: &RolloutArgs) -> Result<()> {
         RolloutCommand::Status(_) => client.get(&path)?,
         RolloutCommand::Pause(_) => client.post(&format!("{path}/pause"))?,
         RolloutCommand::Resume(_) => client.post(&format!("{path}/resume"))?,
-        RolloutCommand::Promote(_) => client.post(&format!("{path}/promote"))?,
+        RolloutCommand::Promote(args) => {
+            client.post_json(&format!("{path}/promote"), &json!({"force": args.force}))?
+        }
         RolloutCommand::Abort(_) => client.post(&format!("{path}/abort"))?,
         RolloutCommand::Weight(args) => {
-            let percent = percent(&args.percent)?;
-            client.post_json(&format!("{path}/weight"), &json!({"percent": percent}))?
+            let body = json!({"percent": percent(&args.percent)?, "force": args.force});
+            client.post_json(&format!("{path}/weight"), &body)?
         }
         RolloutCommand::Swap(args) => {
             let strategy = Component::parse(&args.strategy).upload(&client)?;
             let config = super::deploy::config(&args.set)?;
-            let config = (!config.is_empty()).then_some(config);
-            let body = json!({"strategy": strategy, "config": config});
+            let body = json!({
+                "strategy": strategy, "config": config, "defaults": args.defaults,
+            });
             client.post_json(&format!("{path}/strategy"), &body)?
         }
     };
@@ -106,7 +110,7 @@ fn redraw(text: &str, drawn_lines: usize) -> Result<()> {
 fn end(answer: &Value, watched: bool) -> Result<()> {
     match answer["phase"].as_str() {
         Some("rolled_back" | "aborted") if watched => {
-            bail!("the rollout did not succeed: {}", text(&answer["reason"]))
+            bail!("the rollout did not succeed; its last lines say why")
         }
         _ => Ok(()),
     }
@@ -140,32 +144,87 @@ fn view(rollout: &Value) -> String {
         let share = odds.max(1.0).ln() / limit.max(2.0).ln();
         let _ = writeln!(
             out,
-            "  against it by {:<10} {} odds {odds:.3} of {limit:.0}",
+            "  against it by {:<10} {} odds {} of {limit:.0}",
             text(&evidence["test"]),
-            bar(share.clamp(0.0, 1.0), 20)
+            bar(share.clamp(0.0, 1.0), 20),
+            odds_text(odds)
         );
     }
-    for (label, value) in [("why", &rollout["reason"]), ("ERROR", &rollout["error"])] {
-        if value.as_str().is_some_and(|value| !value.is_empty()) {
-            let _ = writeln!(out, "  {label}: {}", text(value));
-        }
-    }
-    for variant in ["stable", "candidate"] {
-        if let Some(error) = rollout[variant]["last_error"].as_str() {
-            let _ = writeln!(out, "  newest failure of {variant}: {error}");
-        }
-    }
-    let keyless = number(&rollout["keyless_requests"]);
-    if keyless > 0.0 {
-        let key = text(&rollout["key"]);
-        let _ = writeln!(out, "  {keyless} requests without {key}, each assigned on its own");
-    }
-    if let Some(failure) = rollout["router_failure"].as_str() {
-        let count = &rollout["undecided_requests"];
-        let _ =
-            writeln!(out, "  ROUTER FAILED for {count} requests, which went to stable: {failure}");
-    }
+    out.extend(notes(rollout).into_iter().map(|line| format!("  {line}\n")));
     out
+}
+
+/// What else is to be said about a rollout, a line each.
+fn notes(rollout: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for variant in ["stable", "candidate"] {
+        lines.extend(variant_notes(variant, &rollout[variant]));
+    }
+    let reason = text(&rollout["reason"]);
+    if !reason.is_empty() {
+        lines.push(format!("why: {reason}"));
+    }
+    lines.extend(rollout["error"].as_str().map(|error| format!("ERROR: {error}")));
+    for variant in ["stable", "candidate"] {
+        let error = rollout[variant]["last_error"].as_str();
+        // The reason may have said so.
+        let error = error.filter(|error| !reason.contains(*error));
+        lines.extend(error.map(|error| format!("newest failure of {variant}: {error}")));
+    }
+    let failure = rollout["hook_failure"].as_str();
+    lines.extend(failure.map(|failure| format!("HOOK FAILED: {failure}")));
+    lines.extend(routing_notes(rollout));
+    lines
+}
+
+/// What is in no variant's line, of a rollout or of traffic that versions share.
+pub(super) fn routing_notes(status: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let count = |key: &str| status[key].as_u64().unwrap_or(0);
+    let (keyless, outside) = (count("keyless_requests"), count("outside_requests"));
+    if keyless > 0 {
+        let key = text(&status["key"]);
+        lines.push(format!("{keyless} requests without {key}, each assigned on its own"));
+    }
+    if outside > 0 {
+        lines.push(format!("{outside} requests that take no part in the experiment"));
+    }
+    if let Some(failure) = status["router_failure"].as_str() {
+        let count = count("undecided_requests");
+        lines.push(format!("ROUTER FAILED for {count} requests, which went to stable: {failure}"));
+    }
+    let warnings = status["warnings"].as_array().into_iter().flatten();
+    lines.extend(warnings.filter_map(Value::as_str).map(|warning| format!("warning: {warning}")));
+    lines
+}
+
+/// What a version did besides answering the requests that it was sent.
+pub(super) fn variant_notes(name: &str, totals: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let count = |key: &str| totals[key].as_u64().unwrap_or(0);
+    let copies = ["compared", "failed", "dropped"].map(|kind| count(&format!("shadow_{kind}")));
+    let [compared, failed, dropped] = copies;
+    if copies != [0; 3] {
+        let differing = match count("shadow_differing") {
+            0 => "none differ".to_string(),
+            differing => {
+                let by = number(&totals["shadow_max_difference"]);
+                format!("{differing} differ, by up to {by:.3e}")
+            }
+        };
+        lines.push(format!(
+            "copies to {name}: {compared} compared, {differing}; {failed} failed, {dropped} not run"
+        ));
+    }
+    let (named, errors) = (count("named_requests"), count("named_errors"));
+    if named > 0 {
+        lines.push(format!("requests that named {name}: {named}, of which {errors} failed"));
+    }
+    let fallbacks = count("fallbacks");
+    if fallbacks > 0 {
+        lines.push(format!("{fallbacks} requests to {name} were answered by the other version"));
+    }
+    lines
 }
 
 pub(super) fn variant_line(name: &str, totals: &Value) -> String {
@@ -230,9 +289,12 @@ mod tests {
             "stable": {"requests": 100, "errors": 1, "latency": latency},
             "candidate": {
                 "requests": 10, "errors": 5, "latency": [], "last_error": "it broke",
+                "named_requests": 4, "named_errors": 1, "fallbacks": 2, "shadow_compared": 9,
+                "shadow_differing": 2, "shadow_max_difference": 0.5, "shadow_failed": 1,
             },
             "evidence": [{"test": "errors", "odds": 40.0, "limit": 40.0}],
             "reason": "it fails", "error": null, "key": "header:user", "keyless_requests": 7,
+            "outside_requests": 3, "hook_failure": "no answer", "warnings": ["no key"],
         });
         let text = view(&rollout);
         for want in [
@@ -243,6 +305,12 @@ mod tests {
             "why: it fails",
             "it broke",
             "7 requests without header:user",
+            "3 requests that take no part",
+            "requests that named candidate: 4, of which 1 failed",
+            "copies to candidate: 9 compared, 2 differ, by up to 5.000e-1; 1 failed, 0 not run",
+            "2 requests to candidate were answered by the other version",
+            "HOOK FAILED: no answer",
+            "warning: no key",
         ] {
             assert!(text.contains(want), "{want} is not in\n{text}");
         }

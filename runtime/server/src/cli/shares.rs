@@ -4,7 +4,7 @@ use super::CliError;
 use super::args::{TrafficArgs, TrafficCommand, TrafficSetArgs};
 use super::client::{AdminClient, segment};
 use super::deploy::{Component, config, split_pair};
-use super::rollout::{percent, text, variant_line};
+use super::rollout::{percent, routing_notes, text, variant_line, variant_notes};
 use super::show::{live_versions, print_json};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -67,27 +67,22 @@ fn view(traffic: &Value) -> String {
             "", "requests", "errors", "rate", "p50", "p99"
         ),
     ];
-    let mut failures = Vec::new();
+    // Some routers divide the traffic by rules of their own.
+    let has_shares = traffic["router_follows_weights"] != false;
+    let mut notes = Vec::new();
     for version in traffic["versions"].as_array().into_iter().flatten() {
+        let (number, totals) = (&version["version"], &version["totals"]);
         let stable = if version["variant"] == "stable" { " stable" } else { "" };
-        let share = version["weight_percent"].as_f64().unwrap_or(0.0);
-        let label = format!("{}{stable} {share} %", version["version"]);
-        lines.push(variant_line(&format!("{label:<18}"), &version["totals"]));
-        if let Some(error) = version["totals"]["last_error"].as_str() {
-            let number = &version["version"];
-            failures.push(format!("  newest failure of version {number}: {error}"));
-        }
+        let share = version["weight_percent"].as_f64().filter(|_| has_shares);
+        let share = share.map(|share| format!(" {share} %")).unwrap_or_default();
+        lines.push(variant_line(&format!("{:<18}", format!("{number}{stable}{share}")), totals));
+        notes.extend(variant_notes(&format!("version {number}"), totals));
+        let error = totals["last_error"].as_str();
+        notes.extend(error.map(|error| format!("newest failure of version {number}: {error}")));
     }
-    lines.append(&mut failures);
-    let keyless = traffic["keyless_requests"].as_u64().unwrap_or(0);
-    if keyless > 0 {
-        lines.push(format!("  {keyless} requests without a key, each assigned on its own"));
-    }
-    for (label, value) in
-        [("ROUTER FAILED", &traffic["router_failure"]), ("ERROR", &traffic["error"])]
-    {
-        lines.extend(value.as_str().map(|value| format!("  {label}: {value}")));
-    }
+    notes.extend(routing_notes(traffic));
+    notes.extend(traffic["error"].as_str().map(|error| format!("ERROR: {error}")));
+    lines.extend(notes.into_iter().map(|note| format!("  {note}")));
     lines.join("\n") + "\n"
 }
 
@@ -114,7 +109,8 @@ mod tests {
         let text = view(&json!({
             "endpoint": "m", "router": {"plugin": "bandit"}, "key": "header:user",
             "versions": [version(1, "stable", 50.0), version(3, "version-3", 50.0)],
-            "keyless_requests": 7, "router_failure": "it trapped", "error": null,
+            "keyless_requests": 7, "undecided_requests": 9, "router_failure": "it trapped",
+            "error": null, "warnings": [],
         }));
         for want in [
             "m: bandit, users by header:user",
@@ -122,8 +118,8 @@ mod tests {
             "3 50 %",
             "30.00 %",
             "newest failure of version 3: it broke",
-            "7 requests without a key",
-            "ROUTER FAILED: it trapped",
+            "7 requests without header:user",
+            "ROUTER FAILED for 9 requests, which went to stable: it trapped",
         ] {
             assert!(text.contains(want), "{want} is not in\n{text}");
         }

@@ -168,6 +168,14 @@ pub(super) fn print_json(value: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Odds for people: large ones by their order of magnitude.
+pub(super) fn odds(odds: f64) -> String {
+    match odds.abs() < 1e6 {
+        true => format!("{odds:.3}"),
+        false => format!("{odds:.1e}"),
+    }
+}
+
 pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
 }

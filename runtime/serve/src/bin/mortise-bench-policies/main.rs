@@ -134,6 +134,6 @@ impl Bench {
         let request = Self::request(name, config);
         let router = RouterPlugin::load(&self.host, &compiled, request, variants)?;
         let key = KeySource::parse("header:user")?;
-        Ok(Routing::new(Box::new(router), Some(key)))
+        Ok(Routing::new(Box::new(router), Some(key), Arc::default()))
     }
 }

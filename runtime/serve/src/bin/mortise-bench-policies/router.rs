@@ -34,7 +34,7 @@ impl Bench {
             times.sort_by(f64::total_cmp);
             let median = times[ROUNDS / 2];
             eprintln!("{name:<9} {median:.3} us a request ({on_candidate} to the candidate)");
-            if routing.undecided() > 0 {
+            if routing.counts().undecided > 0 {
                 return Err(Error::internal(format!("{name} failed: {:?}", routing.stats())));
             }
             // Writing into a string cannot fail.

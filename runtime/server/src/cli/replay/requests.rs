@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::Arc;
 
 const FORMAT: &str = r#"{"headers": {"user": "a"}, "parameters": {}, "inputs": []}"#;
 
@@ -64,7 +65,7 @@ pub(super) fn replay(
     let versions: Vec<u64> = variants.iter().map(|variant| variant.version).collect();
     let router = RouterPlugin::load(&policy.host, &policy.compiled, policy.request(), variants)?;
     let key = args.key.as_deref().map(KeySource::parse).transpose()?;
-    let routing = Routing::new(Box::new(router), key);
+    let routing = Routing::new(Box::new(router), key, Arc::default());
     let mut counts = vec![0u64; versions.len()];
     for (record, number) in records.zip(1u64..) {
         let record = record.with_context(|| format!("record {number} is no JSON"))?;
@@ -107,8 +108,8 @@ fn summary(versions: &[u64], counts: &[u64], routing: &Routing, as_json: bool) -
             versions.iter().map(u64::to_string).zip(counts.iter().copied()).collect();
         return json!({
             "requests": by_version,
-            "keyless": routing.keyless(),
-            "undecided": routing.undecided(),
+            "keyless": routing.counts().keyless,
+            "undecided": routing.counts().undecided,
             "failure": routing.stats().last_failure,
         })
         .to_string();
@@ -119,8 +120,8 @@ fn summary(versions: &[u64], counts: &[u64], routing: &Routing, as_json: bool) -
     let mut text = format!(
         "{}; without a key: {}, undecided: {}",
         shares.join(", "),
-        routing.keyless(),
-        routing.undecided()
+        routing.counts().keyless,
+        routing.counts().undecided
     );
     if let Some(failure) = routing.stats().last_failure {
         text.push_str(&format!("; the router failed: {failure}"));
