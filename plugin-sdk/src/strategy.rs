@@ -57,7 +57,8 @@ pub struct Window {
 }
 
 /// The metric that tells of requests which named the candidate's version: one
-/// value each, 1 for a failure and 0 for an answer.
+/// value each, 1 for a failure and 0 for an answer, none for one that was wrong
+/// itself.
 pub const PREVIEW_ERRORS: &str = "preview_errors";
 
 /// Upper bound of an element of [`Window::latency`], in microseconds.

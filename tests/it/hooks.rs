@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::rollouts::{LIMIT, ended, live_version, manual, model, traffic};
 use anyhow::{Context, Result, ensure};
 use mortise_tests::admin::{Part, Rollout};
-use mortise_tests::{Admin, Server, infer, wait};
+use mortise_tests::{Admin, Server, wait};
 use serde_json::{Value, json};
 
 /// What the service says to a step that it does not agree to.

@@ -95,8 +95,11 @@ fn routers_that_heed_no_weights_are_refused_for_strategies_that_set_them() -> Re
     let ab = Rollout { router: Some(Part::builtin("ab").set("experiment", "e")), ..manual(0.0) };
     let deployed = admin.deploy("sum", &model(2.0, 0.0, 0).rollout(ab))?;
     ensure!(deployed["warnings"][0].as_str().is_some_and(|it| it.contains("--key")), "{deployed}");
+    assert_eq!(deployed["divided_by"], "ab", "{deployed}");
     let refused = swap(&mut admin, "canary", json!({})).unwrap_err();
     ensure!(format!("{refused:#}").contains("use --router weighted"), "{refused:#}");
+    let refused = admin.steer_rollout("sum", "weight", &json!({"percent": 40})).unwrap_err();
+    ensure!(format!("{refused:#}").contains("weights change nothing"), "{refused:#}");
     admin.steer_rollout("sum", "abort", &Value::Null)?;
     let nowhere = Rollout { key: Some("input:nope".to_owned()), ..manual(0.0) };
     let refused = admin.deploy_refused("sum", &model(2.0, 0.0, 0).rollout(nowhere))?;

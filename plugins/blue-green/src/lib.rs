@@ -1,8 +1,8 @@
 //! Switches all traffic at once, and keeps the old version at hand.
 //!
 //! First the candidate gets no traffic but is reached by its version
-//! (`/v2/models/NAME/versions/V`): the preview. When requests to it fail, it never
-//! gets more. Then it gets everything, while the old version stays loaded for
+//! (`/v2/models/NAME/versions/V`): the preview. When requests to it fail, other
+//! than for what is wrong with them, it never gets more. Then it gets everything, while the old version stays loaded for
 //! `keep`; when the candidate fails much more often, or is much slower, than the
 //! old version was before the switch, the old one takes over again.
 //!

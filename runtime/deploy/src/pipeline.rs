@@ -263,6 +263,7 @@ impl Warmed<'_> {
             merging: self.merging.clone(),
             memory_bytes: self.built.reservation.bytes(),
             rollout_weight_percent: None,
+            divided_by: None,
             warnings: Vec::new(),
             beside_weight_percent: None,
         }
@@ -508,9 +509,15 @@ impl Context {
     pub(crate) fn receive_rollout(&self, request: RolloutRequest) -> Result<(Plan, [Pin; 2])> {
         let (strategy, first) = self.receive_policy(request.strategy, request.config)?;
         let (router, second) = self.receive_policy(request.router, request.router_config)?;
-        // The strategy says how often it wants to look, when it begins.
-        let plan =
-            Plan { strategy, router, key: request.key, hook: request.hook, check_every_ms: 0 };
+        // The policies say the rest when they begin.
+        let plan = Plan {
+            strategy,
+            router,
+            key: request.key,
+            hook: request.hook,
+            check_every_ms: 0,
+            follows_weights: true,
+        };
         Ok((plan, [first, second]))
     }
 

@@ -32,6 +32,9 @@ pub struct Deployed {
     pub rollout_weight_percent: Option<f64>,
     /// The share of a version that went beside the stable one.
     pub beside_weight_percent: Option<f64>,
+    /// The router, where it divides the traffic by rules of its own, whatever the
+    /// shares are.
+    pub divided_by: Option<String>,
     /// What is likely not meant about the way in which traffic is divided.
     pub warnings: Vec<String>,
 }

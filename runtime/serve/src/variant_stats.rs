@@ -115,12 +115,13 @@ impl VariantStats {
         }
     }
 
-    /// Counts a request that named this version, with its error if it failed.
+    /// Counts a request that named this version, with its error if it failed. What
+    /// people get wrong while they try it out by hand is not counted.
     pub(crate) fn named(&self, error: Option<&Error>) {
-        let error = match error {
-            Some(error) if is_of_the_server(error.kind()) => return,
-            error => error,
-        };
+        let is_no_fault = |kind| is_of_the_server(kind) || kind == ErrorKind::InvalidInput;
+        if error.is_some_and(|error| is_no_fault(error.kind())) {
+            return;
+        }
         self.named.fetch_add(1, Ordering::Relaxed);
         if let Some(error) = error {
             self.named_errors.fetch_add(1, Ordering::Relaxed);
@@ -240,6 +241,7 @@ mod tests {
         stats.named(None);
         stats.named(Some(&Error::plugin("it broke")));
         stats.named(Some(&Error::overloaded("too much")));
+        stats.named(Some(&Error::invalid("no such input")));
         let seen = stats.snapshot();
         assert_eq!((seen.requests, seen.errors, seen.named, seen.named_errors), (0, 0, 2, 1));
     }

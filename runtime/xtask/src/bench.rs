@@ -1,6 +1,7 @@
 //! `cargo xtask bench …`: builds, then runs a benchmark, which prints a table
 //! and, last, one JSON object.
 
+use std::path::Path;
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
@@ -43,19 +44,34 @@ pub(crate) enum Bench {
 }
 
 /// Builds what the benchmark needs, runs it, and prints what it prints.
-pub(crate) fn run(workspace: &Workspace, what: Bench, args: &[String]) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, what: Bench, dist: bool, args: &[String]) -> Result<()> {
     components::build_plugins(workspace)?;
     if what == Bench::Plugin {
         components::build_guests(workspace)?;
     }
     workspace.cargo(&["build", "--release", "--workspace", "--bins"]).run()?;
-    measure(workspace, what, &args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if !dist {
+        return measure(workspace, what, &args).map(drop);
+    }
+    components::build_dist(workspace)?;
+    measure_server(workspace, &workspace.dist_binary(), what, &args).map(drop)
 }
 
 /// Runs a built benchmark, prints what it prints, and returns its last line,
 /// one JSON object, to which what every object carries is added.
 pub(crate) fn measure(workspace: &Workspace, what: Bench, args: &[&str]) -> Result<Value> {
+    measure_server(workspace, &workspace.binary("mortise"), what, args)
+}
+
+fn measure_server(
+    workspace: &Workspace,
+    server: &Path,
+    what: Bench,
+    args: &[&str],
+) -> Result<Value> {
     let mut command = program(workspace, what)?.args(args).envs(workspace.environment());
+    command = command.env("MORTISE_BIN", server);
     if what == Bench::Serve {
         let python = python::environment(workspace, "venv-bench", "tests/bench/requirements.txt")?;
         command = command.env("MORTISE_BENCH_PYTHON", python);

@@ -19,6 +19,16 @@ pub(crate) fn build_all(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// Components of the first-party plugins, then the binary, optimised as a whole.
+pub(crate) fn build_dist(workspace: &Workspace) -> Result<()> {
+    build_plugins(workspace)?;
+    timed("build the mortise binary for production", || {
+        workspace.cargo(&["build", "--profile", "dist", "-p", "mortise-server"]).run()
+    })?;
+    eprintln!("    {}", workspace.dist_binary().display());
+    Ok(())
+}
+
 /// Builds all and runs the demo endpoints in the foreground.
 pub(crate) fn serve(workspace: &Workspace, args: &[String]) -> Result<()> {
     build_all(workspace)?;

@@ -29,6 +29,8 @@ struct Cli {
 enum Task {
     /// Build the plugins as components, then the `mortise` binary that carries them.
     Build,
+    /// Build the `mortise` binary for production, optimised as a whole. Takes twenty minutes.
+    Dist,
     /// Build everything and serve the demo endpoints. Example: cargo xtask serve -- --http 0.0.0.0:8000
     Serve {
         /// Passed on to `mortise demo`.
@@ -56,6 +58,9 @@ enum Task {
     Bench {
         #[arg(value_enum)]
         what: bench::Bench,
+        /// Measure the binary that `cargo xtask dist` builds.
+        #[arg(long)]
+        dist: bool,
         /// Passed on to the benchmark.
         #[arg(last = true)]
         args: Vec<String>,
@@ -76,11 +81,12 @@ fn run(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::discover()?;
     match task {
         Task::Build => components::build_all(&workspace),
+        Task::Dist => components::build_dist(&workspace),
         Task::Serve { args } => components::serve(&workspace, &args),
         Task::Tidy => tidy::run(&workspace),
         Task::Test { only } => suite::test(&workspace, only.as_deref()),
         Task::Soak => suite::soak(&workspace),
         Task::OnnxConformance { only } => conformance::run(&workspace, &only),
-        Task::Bench { what, args } => bench::run(&workspace, what, &args),
+        Task::Bench { what, dist, args } => bench::run(&workspace, what, dist, &args),
     }
 }

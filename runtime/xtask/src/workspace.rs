@@ -58,6 +58,11 @@ impl Workspace {
         self.target.join("release").join(name)
     }
 
+    /// The server as `cargo xtask dist` builds it.
+    pub(crate) fn dist_binary(&self) -> PathBuf {
+        self.target.join("dist/mortise")
+    }
+
     pub(crate) fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)
     }

@@ -15,8 +15,6 @@ pub(crate) struct Active {
     pub(crate) router: Arc<RouterPlugin>,
     pub(crate) stable: Variant,
     pub(crate) candidate: Variant,
-    /// Whether the router heeds weights; some divide the traffic on their own.
-    pub(crate) follows_weights: bool,
     /// What the router is asked, whatever the weights.
     pub(crate) counts: Arc<RoutingCounts>,
     /// Counts that were evaluated already.
@@ -84,7 +82,7 @@ impl Active {
             sampled_keys: self.sampled(lineup),
             router_failure: self.router.stats().last_failure,
             hook_failure: failure.or(row.progress.hook_failure.clone()),
-            warnings: row.plan.warnings(self.follows_weights),
+            warnings: row.plan.warnings(),
             ..RolloutStatus::from(&row)
         }
     }

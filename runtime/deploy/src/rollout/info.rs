@@ -54,6 +54,13 @@ pub(crate) struct Plan {
     pub(crate) key: Option<String>,
     pub(crate) hook: Option<RolloutHook>,
     pub(crate) check_every_ms: u64,
+    /// Whether the router heeds weights; some divide the traffic on their own.
+    #[serde(default = "heeds")]
+    pub(crate) follows_weights: bool,
+}
+
+fn heeds() -> bool {
+    true
 }
 
 /// A service that is told about steps.
@@ -139,6 +146,19 @@ pub(crate) struct StoredRollout {
 }
 
 impl StoredRollout {
+    /// The candidate's share.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the router heeds none.
+    pub(crate) fn heeded_weight(&self) -> Result<u32> {
+        match self.plan.divided_by() {
+            None => Ok(self.weight),
+            Some(router) => Err(Error::invalid(format!(
+                "the router {router} divides the traffic by rules of its own: weights change nothing"
+            ))),
+        }
+    }
+
     /// Takes in what clients report after the end.
     ///
     /// # Errors
@@ -308,6 +328,8 @@ pub struct RolloutStatus {
     pub weight_percent: f64,
     pub strategy: PartInfo,
     pub router: PartInfo,
+    /// Whether weights mean anything to it; some divide the traffic on their own.
+    pub router_follows_weights: bool,
     pub key: Option<String>,
     pub hook: Option<RolloutHook>,
     /// Evaluations so far.
@@ -356,6 +378,7 @@ impl From<&StoredRollout> for RolloutStatus {
             weight_percent: percent(stored.weight),
             strategy: plan.strategy,
             router: plan.router,
+            router_follows_weights: plan.follows_weights,
             key: plan.key,
             hook: plan.hook,
             tick: stored.tick,

@@ -99,7 +99,7 @@ impl Deployer {
             return Err(Error::invalid("a share is at most 100 percent"));
         }
         let shared = self.active_or_error(name)?;
-        let before = shared.lock().row.weight;
+        let before = shared.lock().row.heeded_weight()?;
         let reason = &format!("an operator sets {} %", percent(weight));
         let step = Step { action: SET_WEIGHT, weight, reason };
         self.ask_hook(name, step, force || weight < before)?;
@@ -133,7 +133,7 @@ impl Deployer {
         let (part, _pin) = self.ctx.receive_policy(change.strategy, config)?;
         let mut row = active.row.clone();
         row.plan.strategy = part;
-        row.plan.check(active.follows_weights)?;
+        row.plan.check()?;
         let part = &row.plan.strategy;
         let plugin = self.ctx.strategy(name, part)?;
         let mut note = String::new();

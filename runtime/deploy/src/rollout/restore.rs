@@ -55,8 +55,6 @@ impl Deployer {
         let variant = Variant::new(Variant::CANDIDATE, candidate.built.revision.clone(), weight);
         let split = Split { endpoint: name, stable: &stable, candidate: &variant, weight };
         let router = split.router(&self.ctx, &row.plan, row.router_state.as_deref())?;
-        let follows_weights =
-            self.ctx.follows_weights(name, &split.variants(), &row.plan.router)?;
         let hook = self.hook_line(&row.plan)?;
         let strategy = self
             .ctx
@@ -71,7 +69,6 @@ impl Deployer {
             router,
             stable,
             candidate: variant,
-            follows_weights,
             counts: Arc::default(),
             seen: Seen::default(),
             counted_at: now,

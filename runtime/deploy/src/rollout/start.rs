@@ -23,7 +23,6 @@ pub(crate) struct Prepared {
     begun: StrategyPlan,
     /// The share until the hook agrees to the strategy's.
     weight: u32,
-    follows_weights: bool,
     strategy: StrategyPlugin,
     router: Arc<RouterPlugin>,
     stable: Variant,
@@ -56,9 +55,9 @@ impl Prepared {
         let router = split.router(ctx, &plan, None)?;
         // Refuses a key that cannot be read.
         split.lineup(router.clone(), &plan, Arc::default())?;
-        let follows_weights = ctx.follows_weights(name, &split.variants(), &plan.router)?;
-        plan.check(follows_weights)?;
-        Ok(Self { plan, begun, weight, follows_weights, strategy, router, stable, candidate })
+        plan.follows_weights = ctx.follows_weights(name, &split.variants(), &plan.router)?;
+        plan.check()?;
+        Ok(Self { plan, begun, weight, strategy, router, stable, candidate })
     }
 }
 
@@ -108,8 +107,9 @@ impl Deployer {
         }
         row.id = self.ctx.store.commit_candidate(&new, &row, &audit)?;
         let rollout_weight_percent = Some(percent(row.weight));
-        let warnings = row.plan.warnings(prepared.follows_weights);
-        let deployed = Deployed { rollout_weight_percent, warnings, ..warmed.deployed() };
+        let (warnings, divided_by) = (row.plan.warnings(), row.plan.divided_by());
+        let deployed =
+            Deployed { rollout_weight_percent, divided_by, warnings, ..warmed.deployed() };
         let now = Instant::now();
         self.hold_memory(warmed);
         let active = Active {
@@ -119,7 +119,6 @@ impl Deployer {
             router: prepared.router,
             stable: prepared.stable,
             candidate: prepared.candidate,
-            follows_weights: prepared.follows_weights,
             counts: Arc::default(),
             seen: Seen::default(),
             counted_at: now,

@@ -53,9 +53,9 @@ impl Context {
 impl Plan {
     /// # Errors
     /// `InvalidInput` when the strategy could never get anywhere with the router.
-    pub(crate) fn check(&self, follows_weights: bool) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let (strategy, router) = (&self.strategy.plugin, &self.router.plugin);
-        if follows_weights || !MOVE_WEIGHTS.contains(&strategy.as_str()) {
+        if self.follows_weights || !MOVE_WEIGHTS.contains(&strategy.as_str()) {
             return Ok(());
         }
         Err(Error::invalid(format!(
@@ -65,11 +65,17 @@ impl Plan {
         )))
     }
 
+    /// The router, where it divides the traffic by rules of its own.
+    pub(crate) fn divided_by(&self) -> Option<String> {
+        (!self.follows_weights).then(|| self.router.plugin.clone())
+    }
+
     /// What is likely not meant.
-    pub(crate) fn warnings(&self, follows_weights: bool) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = router_warnings(&self.router, self.key.as_deref());
         let strategy = &self.strategy.plugin;
-        if !follows_weights && strategy != MANUAL && !MOVE_WEIGHTS.contains(&strategy.as_str()) {
+        if !self.follows_weights && strategy != MANUAL && !MOVE_WEIGHTS.contains(&strategy.as_str())
+        {
             let router = &self.router.plugin;
             warnings.push(format!(
                 "the router {router} divides traffic by rules of its own: weights that {strategy} \

@@ -204,8 +204,10 @@ impl Deployer {
             self.ctx.store.commit_beside(&new, stored, &audit)
         })?;
         let beside_weight_percent = Some(percent(weight));
-        let warnings = self.traffic(name)?.warnings;
-        let deployed = Deployed { beside_weight_percent, warnings, ..warmed.deployed() };
+        let TrafficStatus { router, router_follows_weights, warnings, .. } = self.traffic(name)?;
+        let divided_by = (!router_follows_weights).then_some(router.plugin);
+        let deployed =
+            Deployed { beside_weight_percent, divided_by, warnings, ..warmed.deployed() };
         self.hold_memory(warmed);
         Ok(deployed)
     }

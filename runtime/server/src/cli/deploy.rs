@@ -82,18 +82,23 @@ fn print_deployed(deployed: &Value, started: Instant) {
 /// Of a version that does not answer alone; `None` of one that is live.
 fn shared_line(deployed: &Value, elapsed_s: f64) -> Option<String> {
     let (name, version) = (deployed["name"].as_str()?, &deployed["version"]);
-    if let Some(percent) = deployed["beside_weight_percent"].as_f64() {
-        return Some(format!(
-            "{name} version {version} gets {percent} % of the traffic beside the stable one after \
-             {elapsed_s:.2} s; `mortise traffic status {name}` shows how they fare"
-        ));
-    }
-    let percent = deployed["rollout_weight_percent"].as_f64()?;
-    Some(format!(
-        "{name} version {version} gets {percent} % of the traffic after {elapsed_s:.2} s; `mortise \
-         rollout status {name} --watch` shows how it fares\n  requests to \
-         /v2/models/{name}/versions/{version}/infer try it out"
-    ))
+    let beside = deployed["beside_weight_percent"].as_f64();
+    let percent = beside.or(deployed["rollout_weight_percent"].as_f64())?;
+    let share = match deployed["divided_by"].as_str() {
+        Some(router) => format!("what {router} gives it of the traffic"),
+        None => format!("{percent} % of the traffic"),
+    };
+    let shown = match beside {
+        Some(_) => format!(
+            "beside the stable one after {elapsed_s:.2} s; `mortise traffic status {name}` shows how \
+             they fare"
+        ),
+        None => format!(
+            "after {elapsed_s:.2} s; `mortise rollout status {name} --watch` shows how it fares\n  \
+             requests to /v2/models/{name}/versions/{version}/infer try it out"
+        ),
+    };
+    Some(format!("{name} version {version} gets {share} {shown}"))
 }
 
 /// The sizes, the difference, and what stays as it was.

@@ -9,6 +9,7 @@ use super::rollout::{routing_notes, variant_notes};
 use super::show::print_json;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Two-sided 95 % of the normal distribution.
 const SCORE: f64 = 1.96;
@@ -172,17 +173,16 @@ fn report(rollout: &Value) -> Result<Value> {
     if total == 0.0 {
         bail!("no request has been answered in this experiment yet");
     }
-    let expected = expected_share(rollout, candidate.version);
     let mut metrics = vec![compare(
         "errors",
         &Sample::of_rate(stable.errors, stable.requests),
         &Sample::of_rate(candidate.errors, candidate.requests),
     )];
-    let reported = rollout["stable"]["metrics"].as_object().into_iter().flatten();
-    metrics.extend(reported.map(|(name, sums)| {
-        let other = &rollout["candidate"]["metrics"][name.as_str()];
-        compare(name, &Sample::of_sums(sums), &Sample::of_sums(other))
+    metrics.extend(reported(rollout).into_iter().map(|name| {
+        let of = |side: &str| Sample::of_sums(&rollout[side]["metrics"][name]);
+        compare(name, &of("stable"), &of("candidate"))
     }));
+    let expected = expected_share(rollout, candidate.version);
     let mut report = json!({
         "endpoint": rollout["endpoint"],
         "router": rollout["router"]["plugin"],
@@ -204,6 +204,12 @@ fn report(rollout: &Value) -> Result<Value> {
         report["sample_ratio_mismatch"] = (p < MISMATCH).into();
     }
     Ok(report)
+}
+
+/// Metrics that were reported of either version.
+fn reported(rollout: &Value) -> BTreeSet<&str> {
+    let of = |side: &str| rollout[side]["metrics"].as_object().into_iter().flatten();
+    of("stable").chain(of("candidate")).map(|(name, _)| name.as_str()).collect()
 }
 
 /// What is not in the comparison.
@@ -344,7 +350,9 @@ fn text(report: &Value) -> String {
     )];
     for metric in report["metrics"].as_array().into_iter().flatten() {
         let interval = &metric["lift_interval"];
+        let counts = ["control", "treatment"].map(|side| number(&metric[side]["count"]));
         let lift = match metric["lift"].as_f64() {
+            _ if counts.contains(&0.0) => "nothing to compare with yet".to_string(),
             None => format!("difference {:+.5}", number(&metric["difference"])),
             Some(lift) => format!(
                 "lift {:+.2} %, 95 % interval {:+.2} to {:+.2} %",

@@ -130,7 +130,11 @@ fn view(rollout: &Value) -> String {
         rollout["stable_version"],
     );
     let weight = rollout["weight_percent"].as_f64().unwrap_or(0.0);
-    let _ = writeln!(out, "  {} {weight} %", bar(weight / 100.0, 40));
+    let is_active = matches!(rollout["phase"].as_str(), Some("running" | "paused"));
+    let _ = match rollout["router_follows_weights"] == false && is_active {
+        true => writeln!(out, "  divided by {}", text(&rollout["router"]["plugin"])),
+        false => writeln!(out, "  {} {weight} %", bar(weight / 100.0, 40)),
+    };
     let _ = writeln!(
         out,
         "  {:<10} {:>10} {:>8} {:>8} {:>10} {:>10}",
