@@ -1,18 +1,20 @@
 //! `mortise load NAME --rps N`: steady traffic from sample data, to try things
 //! with.
 
+mod tally;
+
 use super::CliError;
 use super::args::LoadArgs;
 use super::predict::Model;
+use super::show::print_json;
 use crate::embedded::DEMOS;
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tally::Tally;
 
 /// Connections that send; each waits for its answers.
 const THREADS: u64 = 16;
@@ -23,35 +25,53 @@ const MAX_ROWS: usize = 10_000;
 /// What each user is called in the header of the sticky key.
 const USERS: u64 = 1_000;
 
-/// Latencies that are kept for the percentiles.
-const MAX_LATENCIES: usize = 1_000_000;
-
 /// # Errors
 /// When there is nothing to send, or the server cannot be reached.
 pub(super) fn run(args: &LoadArgs, rps: f64) -> Result<()> {
     if !(rps > 0.0 && rps <= 100_000.0) {
         bail!("--rps must lie above 0 and up to 100000");
     }
+    let error_rate = share(args.error_rate)?;
+    let until = args.seconds.map(length).transpose()?;
     let model = Model::of(&args.name, args.url.as_deref(), args.admin.store.as_deref())?;
     let requests = requests(args, &model)?;
-    let plan = Plan {
-        requests,
-        rps,
-        error_rate: args.error_rate,
-        until: args.seconds.map(Duration::from_secs_f64),
-        key_header: args.key_header.as_deref(),
-    };
-    let tally = Tally::default();
+    let plan = Plan { requests, rps, error_rate, until, key_header: args.key_header.as_deref() };
+    let course = Course::default();
     let started = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (model, plan, tally) = (&model, &plan, &tally);
-            scope.spawn(move || send_share(model, plan, tally, started, thread));
+            let (model, plan, course) = (&model, &plan, &course);
+            scope.spawn(move || send_share(model, plan, course, started, thread));
         }
-        scope.spawn(|| report(&plan, &tally, started));
+        scope.spawn(|| report(&plan, &course, started));
     });
-    tally.print(started.elapsed());
-    Ok(())
+    let (mut tally, took) = (course.tally(), started.elapsed());
+    match args.admin.json {
+        true => print_json(&tally.json(took)),
+        false => {
+            println!("{}", tally.summary(took));
+            Ok(())
+        }
+    }
+}
+
+/// A share of the requests, which is easily mistaken for a percentage.
+fn share(rate: f64) -> Result<f64> {
+    if (0.0..=1.0).contains(&rate) {
+        return Ok(rate);
+    }
+    let percent = if (1.0..=100.0).contains(&rate) { rate } else { 5.0 };
+    let message = format!("{rate} is no share of requests");
+    let hint = format!("write --error-rate {} for {percent} %", percent / 100.0);
+    Err(CliError::new(message, hint).into())
+}
+
+fn length(seconds: f64) -> Result<Duration> {
+    let length = Duration::try_from_secs_f64(seconds).ok().filter(|length| !length.is_zero());
+    length.ok_or_else(|| {
+        let message = format!("{seconds} seconds is no time to send requests in");
+        CliError::new(message, "give --seconds a number above 0, or leave it out to go on").into()
+    })
 }
 
 struct Plan<'a> {
@@ -62,19 +82,22 @@ struct Plan<'a> {
     key_header: Option<&'a str>,
 }
 
+/// What the threads tell each other.
 #[derive(Default)]
-struct Tally {
-    ok: AtomicU64,
-    failed: AtomicU64,
-    /// Requests that were due while all connections waited for answers.
-    late: AtomicU64,
-    by_version: Mutex<BTreeMap<String, u64>>,
-    latencies_us: Mutex<Vec<u32>>,
+struct Course {
+    tally: Mutex<Tally>,
     is_over: AtomicBool,
 }
 
+impl Course {
+    /// No thread panics while it holds the lock.
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Every [`THREADS`]-th request, each at its own time.
-fn send_share(model: &Model, plan: &Plan<'_>, tally: &Tally, started: Instant, thread: u64) {
+fn send_share(model: &Model, plan: &Plan<'_>, course: &Course, started: Instant, thread: u64) {
     for index in (thread..).step_by(THREADS as usize) {
         let due = Duration::from_secs_f64(index as f64 / plan.rps);
         if plan.until.is_some_and(|until| due >= until) {
@@ -84,7 +107,7 @@ fn send_share(model: &Model, plan: &Plan<'_>, tally: &Tally, started: Instant, t
             Some(early) => std::thread::sleep(early),
             // The first of a thread waited for no answer.
             None if index == thread => {}
-            None => drop(tally.late.fetch_add(1, Ordering::Relaxed)),
+            None => course.tally().late += 1,
         }
         let at = index as usize % plan.requests.len();
         let spoilt = unit(index) < plan.error_rate;
@@ -93,66 +116,20 @@ fn send_share(model: &Model, plan: &Plan<'_>, tally: &Tally, started: Instant, t
         let header = plan.key_header.map(|name| (name, user.as_str()));
         let sent = Instant::now();
         let answer = model.ask(body, header);
-        tally.count(&answer, sent.elapsed());
+        let took = sent.elapsed();
+        course.tally().count(spoilt, &answer, took);
     }
     if thread == 0 {
-        tally.is_over.store(true, Ordering::Relaxed);
+        course.is_over.store(true, Ordering::Relaxed);
     }
 }
 
-impl Tally {
-    fn count(&self, answer: &Result<Value>, took: Duration) {
-        let Ok(answer) = answer else {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        self.ok.fetch_add(1, Ordering::Relaxed);
-        let version = answer["model_version"].as_str().unwrap_or("?").to_string();
-        // No thread panics while it holds one of the locks.
-        if let Ok(mut versions) = self.by_version.lock() {
-            *versions.entry(version).or_default() += 1;
-        }
-        if let Ok(mut latencies) = self.latencies_us.lock()
-            && latencies.len() < MAX_LATENCIES
-        {
-            latencies.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
-        }
-    }
-
-    fn line(&self) -> String {
-        let versions = self.by_version.lock().map(|versions| versions.clone()).unwrap_or_default();
-        let shares: Vec<String> =
-            versions.iter().map(|(version, count)| format!("v{version}: {count}")).collect();
-        format!(
-            "{} answered, {} failed; {}",
-            self.ok.load(Ordering::Relaxed),
-            self.failed.load(Ordering::Relaxed),
-            shares.join(", ")
-        )
-    }
-
-    fn print(&self, took: Duration) {
-        let mut latencies = self.latencies_us.lock().map(|it| it.clone()).unwrap_or_default();
-        latencies.sort_unstable();
-        let at = |share: f64| {
-            let rank = (latencies.len() as f64 * share) as usize;
-            latencies.get(rank).copied().unwrap_or(0)
-        };
-        println!("{} in {:.1} s", self.line(), took.as_secs_f64());
-        println!("p50 {} µs, p99 {} µs", at(0.5), at(0.99));
-        let late = self.late.load(Ordering::Relaxed);
-        if late > 0 {
-            println!("{late} requests were sent late: the server or this client is too slow");
-        }
-    }
-}
-
-fn report(plan: &Plan<'_>, tally: &Tally, started: Instant) {
-    while !tally.is_over.load(Ordering::Relaxed) {
+fn report(plan: &Plan<'_>, course: &Course, started: Instant) {
+    while !course.is_over.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(500));
         let is_over = plan.until.is_some_and(|until| started.elapsed() >= until);
         if std::io::stderr().is_terminal() && !is_over {
-            eprint!("\r\x1b[K{}", tally.line());
+            eprint!("\r\x1b[K{}", course.tally().line());
         }
     }
     if std::io::stderr().is_terminal() {
@@ -237,6 +214,22 @@ fn unit(index: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_no_percentages_and_times_are_not_nothing() {
+        for right in [0.0, 0.3, 1.0] {
+            assert_eq!(share(right).unwrap(), right);
+        }
+        for (wrong, hint) in [(30.0, "0.3 for 30 %"), (-0.1, "0.05 for 5 %"), (f64::NAN, "0.05")] {
+            let error = share(wrong).unwrap_err();
+            let error = error.downcast_ref::<CliError>().unwrap();
+            assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{wrong}: {error:?}");
+        }
+        assert_eq!(length(0.5).unwrap(), Duration::from_millis(500));
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(length(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn columns_are_shifted_by_deviations_or_numbers() {
