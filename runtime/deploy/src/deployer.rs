@@ -1,9 +1,10 @@
 use crate::background;
+use crate::builtin::Builtin;
 use crate::config::DeployConfig;
 use crate::ensemble::ENSEMBLE;
 use crate::inspect::Inspection;
 use crate::memory::{Ledger, Loaded};
-use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
+use crate::pipeline::{Context, Uploaded, Warmed, files};
 use crate::quantize;
 use crate::request::{DeployRequest, NamedUpload};
 use crate::retire::Retirement;

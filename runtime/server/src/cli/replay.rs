@@ -56,7 +56,9 @@ struct Policy {
 
 impl Policy {
     fn load(args: &ReplayArgs) -> Result<Self> {
-        let LocalPlugin { host, compiled, scratch } = LocalPlugin::compile(&args.plugin)?;
+        let policies = [World::Router, World::Strategy];
+        let LocalPlugin { host, compiled, scratch } =
+            LocalPlugin::compile(&args.plugin, &policies)?;
         Ok(Self {
             host,
             compiled,
