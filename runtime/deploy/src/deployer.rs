@@ -559,8 +559,7 @@ impl Deployer {
             revision: Some(numbers.revision),
             ..AuditRecord::default()
         };
-        let stage = failure.stage.map_or("refused", Stage::name);
-        self.record(&audit, &failure.reason.clone().context(stage));
+        self.record(&audit, &failure.explained());
     }
 
     /// A failure that cannot be recorded (the disk is full) is still reported

@@ -63,9 +63,9 @@ fn transforms_and_assets_take_part() {
 #[test]
 fn failures_name_the_stage_and_leave_the_old_version() {
     let cases = [
-        ("nonsense", Stage::Verified, "fits no world"),
+        ("nonsense", Stage::Verified, "a plugin was refused: plugin \"line\": it fits no world"),
         ("transform 1", Stage::Verified, "is a transform, and is used as a model"),
-        ("model broken", Stage::Compiled, "load: broken"),
+        ("model broken", Stage::Compiled, "it could not be built: plugin \"line\": load: broken"),
     ];
     let dir = tempfile::tempdir().unwrap();
     let fixture = Fixture::open(dir.path());
@@ -98,7 +98,9 @@ fn a_failing_test_keeps_a_version_from_going_live() {
     assert_eq!(deploy("model 1").unwrap().tests.unwrap().examples, 1);
     let failure = deploy("model 2").unwrap_err();
     assert_eq!(failure.stage, Some(Stage::SelfTested));
-    assert!(failure.to_string().contains("is 2, expected 1"), "{failure}");
+    let text = failure.to_string();
+    assert!(text.starts_with("\"sum\" was not deployed: the self-tests failed: "), "{text}");
+    assert!(text.contains("is 2, expected 1"), "{text}");
     assert_eq!(fixture.ask("sum").unwrap(), 1.0);
 }
 
