@@ -183,11 +183,15 @@ fn one_deployment_an_endpoint_and_a_bound_on_all() {
         let same = fixture.deploy("slow", "model 2").unwrap_err();
         assert_eq!((same.stage, same.reason.kind()), (None, ErrorKind::Conflict));
         assert!(same.to_string().contains("a tester"), "{same}");
+        let newest = &fixture.deployer.audit(&AuditQuery::default()).unwrap()[0];
+        assert_eq!((newest.endpoint.as_deref(), newest.version), (Some("slow"), None));
+        assert!(!newest.ok && newest.detail.contains("a tester"), "{newest:?}");
         let other = fixture.deploy("other", "model 2").unwrap_err();
         assert_eq!(other.reason.kind(), ErrorKind::Overloaded);
         go_on.send(()).unwrap();
         slow.join().unwrap().unwrap();
     });
+    assert!(fixture.deployer.describe("slow").unwrap().last_failure.is_none());
     fixture.deploy("other", "model 2").unwrap();
 }
 
@@ -219,6 +223,7 @@ fn names_are_checked() {
     for name in ["", "-a", "a b", "a/b", "../a", &"a".repeat(129)] {
         let failure = fixture.deploy(name, "model 1").unwrap_err();
         assert_eq!(failure.reason.kind(), ErrorKind::InvalidInput, "{name}");
+        assert_eq!(fixture.deployer.audit(&AuditQuery::default()).unwrap()[0].endpoint, None);
     }
     let mut request = fixture.request("sum", "model 1");
     request.assets = vec![fixture.named("a", "1"), fixture.named("a", "2")];
