@@ -1,7 +1,7 @@
 //! Deployments: what goes live, what is refused and why, and what stays.
 
 use anyhow::{Context, Result, ensure};
-use mortise_tests::admin::Part;
+use mortise_tests::admin::{Part, Rollout};
 use mortise_tests::{Deployment, Options, Server, infer, onnx};
 use serde_json::{Value, json};
 
@@ -178,6 +178,27 @@ fn old_versions_are_collected() -> Result<()> {
     assert_eq!(answer(&server)?, ("9".to_owned(), 9.0));
     admin.rollback("sum")?;
     assert_eq!(answer(&server)?, ("8".to_owned(), 8.0));
+    Ok(())
+}
+
+#[test]
+fn refusals_say_what_there_is_and_what_to_do() -> Result<()> {
+    let server = Server::start()?;
+    let mut admin = server.admin()?;
+    admin.deploy("sum", &sum(1.0))?;
+    let unknown = sum(2.0).rollout(Rollout::of(Part::builtin("blue")));
+    let refused = admin.deploy_refused("sum", &unknown)?.message;
+    let want = "there is no strategy \"blue\", only blue-green, canary, manual, or";
+    ensure!(refused.contains(want) && refused.contains("did you mean blue-green?"), "{refused}");
+
+    admin.deploy("sum", &sum(2.0).rollout(Rollout::of(Part::builtin("manual"))))?;
+    let refused = admin.deploy_refused("sum", &sum(3.0))?;
+    assert_eq!(refused.status, 409, "{refused}");
+    for want in ["a rollout of version 2 ", "rollout promote sum", "rollout abort sum", "--watch"] {
+        ensure!(refused.message.contains(want), "{want} is not in {refused}");
+    }
+    let entries = admin.get("/v1/audit?endpoint=sum")?.ok()?.json()?;
+    assert_eq!((&entries[0]["action"], &entries[0]["ok"]), (&json!("deploy"), &json!(false)));
     Ok(())
 }
 

@@ -56,6 +56,8 @@ fn a_rollout_that_was_watched_is_decided_again() -> Result<()> {
     let as_json = replay(&recording, &[&settings[..], &["--json"]].concat())?;
     let last: Value = serde_json::from_str(as_json.lines().last().unwrap_or_default())?;
     assert_eq!(last["action"], "rollback", "{as_json}");
+    let error = replay(&recording, &["weighted"]).unwrap_err().to_string();
+    ensure!(error.contains("record 1 is a window of a rollout"), "{error}");
     // Another strategy decides otherwise about the same.
     let text = replay(&recording, &["manual", "--set", "weight=10"])?;
     ensure!(!text.contains("rollback"), "{text}");
@@ -89,6 +91,9 @@ fn requests_go_where_the_router_would_send_them() -> Result<()> {
 
     let text = replay(&recording, &["weighted", "--key", "header:none"])?;
     ensure!(text.contains("without a key: 400"), "{text}");
+    let error = replay(&recording, &["canary"]).unwrap_err().to_string();
+    ensure!(error.contains("record 1 is a request"), "{error}");
+    ensure!(error.contains("hint: ") && error.contains("rollout status NAME --watch"), "{error}");
     let error = replay(&recording, &["onnx"]).unwrap_err().to_string();
     ensure!(error.contains("routers and strategies decide"), "{error}");
     Ok(())

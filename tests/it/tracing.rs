@@ -150,6 +150,23 @@ fn the_models_of_an_ensemble_have_spans_of_their_own() -> Result<()> {
         assert_eq!(step.parent_id, compute.span_id, "{step:?}");
         assert_eq!(step.attribute("mortise.endpoint"), Some(model));
     }
+
+    let before = collector.spans().len();
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [-1, 1]});
+    let faults = Part::builtin("faults").set("input", input).set("error_rate", 1.0);
+    admin.deploy("second", &Deployment::onnx(onnx::tagged_sum(10.0)).transform(faults))?;
+    ensure!(ask(&server, "both", &[("traceparent", &sampled("01"))])?.status >= 400);
+    wait::until("the spans of the failure", LIMIT, || {
+        Ok(collector.spans()[before..].iter().any(|span| span.name == "step second"))
+    })?;
+    let spans = of_client(&collector.spans()[before..]);
+    let compute = find(&spans, "one", "compute")?;
+    assert_eq!(compute.parent_id, find(&spans, "one", "infer both")?.span_id);
+    for (model, status) in [("first", 0), ("second", 2)] {
+        let step = find(&spans, "one", &format!("step {model}"))?;
+        assert_eq!((step.parent_id.as_str(), step.status), (&*compute.span_id, status), "{step:?}");
+        assert_eq!(step.message.is_empty(), status == 0, "{step:?}");
+    }
     Ok(())
 }
 

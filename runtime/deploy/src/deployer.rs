@@ -1,9 +1,10 @@
 use crate::background;
+use crate::builtin::Builtin;
 use crate::config::DeployConfig;
 use crate::ensemble::ENSEMBLE;
 use crate::inspect::Inspection;
 use crate::memory::{Ledger, Loaded};
-use crate::pipeline::{Builtin, Context, Uploaded, Warmed, files};
+use crate::pipeline::{Context, Uploaded, Warmed, files};
 use crate::quantize;
 use crate::request::{DeployRequest, NamedUpload};
 use crate::retire::Retirement;
@@ -110,14 +111,13 @@ impl Deployer {
     /// `Overloaded` when too many are under way, memory does not suffice, or
     /// the disk is full.
     pub fn deploy(&self, request: DeployRequest) -> Result<Deployed, Failure> {
-        let name = request.name.clone();
-        let refused =
-            |reason| Failure { endpoint: name.clone(), stage: None, reason, stages: Vec::new() };
-        check_request(&request, self.ctx.limits.max_files).map_err(refused)?;
-        let turn = self.begin(&request.name, &request.who).map_err(refused)?;
-        self.check_traffic(&request).map_err(refused)?;
-        let numbers = self.ctx.store.next_numbers(&name, request.version).map_err(refused)?;
-        let who = request.who.clone();
+        let (name, who) = (request.name.clone(), request.who.clone());
+        let (turn, numbers) = self.accept(&request).map_err(|reason| {
+            let endpoint = name.clone();
+            let failure = Failure { endpoint, stage: None, reason, stages: Vec::new() };
+            self.record_failure(&failure, None, &who);
+            failure
+        })?;
         let mut track = Track::new(&turn);
         let result =
             background::run("mortise-deploy", self.ctx.limits.ordinary_priority_cpu, || {
@@ -126,7 +126,7 @@ impl Deployer {
         result.map_err(|reason| {
             let failure =
                 Failure { endpoint: name, stage: track.current, reason, stages: track.passed };
-            self.record_failure(&failure, numbers, &who);
+            self.record_failure(&failure, Some(numbers), &who);
             failure
         })
     }
@@ -313,6 +313,16 @@ impl Deployer {
 const UNLOADED: &str = "it was unloaded; `load` brings it back";
 
 impl Deployer {
+    /// # Errors
+    /// When the deployment cannot even begin.
+    fn accept(&self, request: &DeployRequest) -> Result<(Turn<'_>, Numbers)> {
+        check_request(request, self.ctx.limits.max_files)?;
+        let turn = self.begin(&request.name, &request.who)?;
+        self.check_traffic(request)?;
+        let numbers = self.ctx.store.next_numbers(&request.name, request.version)?;
+        Ok((turn, numbers))
+    }
+
     fn run_stages(
         &self,
         mut request: DeployRequest,
@@ -531,11 +541,11 @@ impl Deployer {
                 other.since.elapsed().as_millis()
             )));
         }
-        if self.rollouts.lock().contains_key(name) {
-            return Err(Error::conflict(format!(
-                "\"{name}\" has a rollout under way: end it first, with `mortise rollout promote \
-                 {name}` or `mortise rollout abort {name}`"
-            )));
+        let rollout = self.rollouts.lock().get(name).cloned();
+        if let Some(rollout) = rollout {
+            // It may be evaluated just now, and others need not wait for that.
+            drop(busy);
+            return Err(rollout_under_way(name, rollout.lock().row.candidate_version));
         }
         let max = self.ctx.limits.max_concurrent_deployments;
         if busy.len() >= max {
@@ -549,17 +559,19 @@ impl Deployer {
         Ok(Turn { deployer: self, name: name.to_string() })
     }
 
-    fn record_failure(&self, failure: &Failure, numbers: Numbers, who: &str) {
+    /// What was refused before it began has no numbers, and what can be no name
+    /// is not recorded as one.
+    fn record_failure(&self, failure: &Failure, numbers: Option<Numbers>, who: &str) {
+        let name = Some(&failure.endpoint);
         let audit = AuditRecord {
             who: who.to_string(),
             action: "deploy",
-            endpoint: Some(failure.endpoint.clone()),
-            version: Some(numbers.version),
-            revision: Some(numbers.revision),
+            endpoint: name.filter(|name| check_name("endpoint", name).is_ok()).cloned(),
+            version: numbers.map(|numbers| numbers.version),
+            revision: numbers.map(|numbers| numbers.revision),
             ..AuditRecord::default()
         };
-        let stage = failure.stage.map_or("refused", Stage::name);
-        self.record(&audit, &failure.reason.clone().context(stage));
+        self.record(&audit, &failure.explained());
     }
 
     /// A failure that cannot be recorded (the disk is full) is still reported
@@ -604,6 +616,14 @@ impl<'a> Track<'a> {
         self.passed.push(StageTiming::new(stage, started.elapsed()));
         Ok(value)
     }
+}
+
+fn rollout_under_way(name: &str, version: u64) -> Error {
+    Error::conflict(format!(
+        "a rollout of version {version} of \"{name}\" is under way: `mortise rollout promote {name}` \
+         or `mortise rollout abort {name}` ends it, and `mortise rollout status {name} --watch` \
+         shows it"
+    ))
 }
 
 fn reversion_audit(endpoint: &StoredEndpoint, action: &'static str, who: &str) -> AuditRecord {

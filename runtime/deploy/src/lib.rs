@@ -11,6 +11,7 @@
 //! threads of low priority that belong to this crate.
 
 mod background;
+mod builtin;
 mod config;
 mod deployer;
 pub mod ensemble;
@@ -32,6 +33,7 @@ mod traffic;
 mod upstream;
 
 pub use background::{lower_priority, only_when_idle};
+pub use builtin::unknown_plugin;
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
 pub use deployer::Deployer;
 pub use generate::rows as example_rows;

@@ -2,6 +2,7 @@
 //! it consumes, so that skipping one does not compile.
 
 use crate::background;
+use crate::builtin::{Builtin, unknown_plugin};
 use crate::config::DeployLimits;
 use crate::ensemble::{self, ENSEMBLE};
 use crate::generate;
@@ -16,7 +17,7 @@ use crate::toolchain::{CompiledPlugin, Toolchain, VerifiedPlugin};
 use crate::upstream::{self, UPSTREAM, UpstreamTarget, Upstreams};
 use mortise_host::{GraphRunner, LoadRequest, PluginLimits, World};
 use mortise_serve::{Registry, Revision, RevisionParts, Stage as ServeStage};
-use mortise_types::{Asset, Assets, Bytes, Error, Result, RunControl};
+use mortise_types::{Asset, Assets, Error, Result, RunControl};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -43,12 +44,6 @@ pub(crate) struct Context {
     pub(crate) plugin_limits: PluginLimits,
     pub(crate) limits_by_plugin: HashMap<String, PluginLimits>,
     pub(crate) builtins: HashMap<String, Builtin>,
-}
-
-/// A first-party plugin and the digest of its bytes.
-pub(crate) struct Builtin {
-    pub(crate) digest: String,
-    pub(crate) component: Bytes,
 }
 
 /// What is being built.
@@ -398,9 +393,10 @@ impl Intake<'_> {
         request: DeployRequest,
         numbers: Numbers,
     ) -> Result<(String, VersionInfo)> {
-        let model = self.part(request.plugin, request.assets, request.config)?;
+        let model = self.part(&[World::Model], request.plugin, request.assets, request.config)?;
         let transforms = request.transforms.into_iter();
-        let transforms = transforms.map(|each| self.part(each.plugin, each.assets, each.config));
+        let transforms =
+            transforms.map(|it| self.part(&[World::Transform], it.plugin, it.assets, it.config));
         let transforms = transforms.collect::<Result<_>>()?;
         let (tests_digest, test_data) = match request.tests {
             Some(tests) => {
@@ -424,15 +420,17 @@ impl Intake<'_> {
         Ok((request.name, version))
     }
 
+    /// `worlds` are what the plugin may be, for when there is none of its name.
     fn part(
         &mut self,
+        worlds: &[World],
         plugin: PluginRef,
         assets: Vec<NamedUpload>,
         config: Map<String, Value>,
     ) -> Result<PartInfo> {
         let (plugin, plugin_digest) = match plugin {
             PluginRef::Builtin(name) => {
-                let digest = self.ctx.builtin(&name)?.digest.clone();
+                let digest = self.ctx.builtin(&name, worlds)?.digest.clone();
                 (name, digest)
             }
             PluginRef::Uploaded { name, .. } if [ENSEMBLE, UPSTREAM].contains(&name.as_str()) => {
@@ -507,8 +505,10 @@ impl Context {
     /// # Errors
     /// When a plugin is unknown, or the disk is full or read-only.
     pub(crate) fn receive_rollout(&self, request: RolloutRequest) -> Result<(Plan, [Pin; 2])> {
-        let (strategy, first) = self.receive_policy(request.strategy, request.config)?;
-        let (router, second) = self.receive_policy(request.router, request.router_config)?;
+        let (strategy, first) =
+            self.receive_policy(World::Strategy, request.strategy, request.config)?;
+        let (router, second) =
+            self.receive_policy(World::Router, request.router, request.router_config)?;
         // The policies say the rest when they begin.
         let plan = Plan {
             strategy,
@@ -521,20 +521,22 @@ impl Context {
         Ok((plan, [first, second]))
     }
 
-    /// Takes a policy into the store. `gc` leaves it alone while the pin lives.
+    /// Takes a policy of this world into the store. `gc` leaves it alone while the
+    /// pin lives.
     ///
     /// # Errors
     /// As [`Context::receive_rollout`].
     pub(crate) fn receive_policy(
         &self,
+        world: World,
         plugin: PluginRef,
         config: Map<String, Value>,
     ) -> Result<(PartInfo, Pin)> {
         let mut intake = Intake { ctx: self, endpoint: String::new(), uploads: Vec::new() };
-        let part = intake.part(plugin, Vec::new(), config)?;
+        let part = intake.part(&[world], plugin, Vec::new(), config)?;
         let pin = self.store.blobs().pin(vec![part.plugin_digest.clone()]);
         let mut uploads = intake.uploads;
-        if let Ok(builtin) = self.builtin(&part.plugin)
+        if let Some(builtin) = self.builtins.get(&part.plugin)
             && builtin.digest == part.plugin_digest
             && !self.store.knows(&builtin.digest)?
         {
@@ -546,14 +548,13 @@ impl Context {
         Ok((part, pin))
     }
 
-    fn builtin(&self, name: &str) -> Result<&Builtin> {
+    fn builtin(&self, name: &str, worlds: &[World]) -> Result<&Builtin> {
         self.builtins.get(name).ok_or_else(|| {
-            let mut names: Vec<&str> = self.builtins.keys().map(String::as_str).collect();
-            names.sort_unstable();
-            Error::invalid(format!(
-                "there is no first-party plugin \"{name}\"; there are {names:?}, or give the path \
-                 of a component (.wasm)"
-            ))
+            let known = self.builtins.iter().filter_map(|(name, builtin)| {
+                let plugin = self.toolchain.verify(&builtin.digest, builtin.component.clone());
+                Some((name.as_str(), plugin.ok()?.world()))
+            });
+            unknown_plugin(name, worlds, known)
         })
     }
 }

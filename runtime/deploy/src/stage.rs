@@ -52,6 +52,19 @@ impl Stage {
             Self::Retired => "retired",
         }
     }
+
+    /// What it means that a deployment does not reach this stage, for people who
+    /// do not know the stages; `None` where the reason says it all.
+    fn trouble(self) -> Option<&'static str> {
+        match self {
+            Self::Uploaded | Self::Draining | Self::Retired => None,
+            Self::Verified => Some("a plugin was refused"),
+            Self::Compiled => Some("it could not be built"),
+            Self::SelfTested => Some("the self-tests failed"),
+            Self::Warmed => Some("it could not be made ready"),
+            Self::Live => Some("it could not go live"),
+        }
+    }
 }
 
 impl fmt::Display for Stage {
@@ -103,16 +116,20 @@ pub struct Failure {
     pub stages: Vec<StageTiming>,
 }
 
+impl Failure {
+    /// `the self-tests failed: …`
+    pub(crate) fn explained(&self) -> Error {
+        let reason = self.reason.clone();
+        match self.stage.and_then(Stage::trouble) {
+            Some(trouble) => reason.context(trouble),
+            None => reason,
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.stage {
-            Some(stage) => write!(
-                f,
-                "deployment of \"{}\" failed before it was {stage}: {}",
-                self.endpoint, self.reason
-            ),
-            None => write!(f, "deployment of \"{}\" was refused: {}", self.endpoint, self.reason),
-        }
+        write!(f, "\"{}\" was not deployed: {}", self.endpoint, self.explained())
     }
 }
 

@@ -4,6 +4,7 @@ use crate::revision::Revision;
 use crate::stage::{CustomStage, Stage, StageRun};
 use mortise_host::{PluginHealth, PluginStats};
 use mortise_types::{Error, Result, RunControl, Signature, Tensor, TensorSpec};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -36,10 +37,27 @@ pub struct EnsembleStep {
 pub struct StepRun {
     /// Name of the endpoint.
     pub model: String,
-    /// What answered there.
+    /// What answered there, or could not.
     pub version: u64,
     pub from: Instant,
     pub until: Instant,
+    pub error: Option<Error>,
+}
+
+/// What an ensemble ran for a traced request, also when it failed: an answer
+/// that never came could not tell.
+#[derive(Debug, Default)]
+pub struct StepLog(Mutex<Vec<StepRun>>);
+
+impl StepLog {
+    pub(crate) fn push(&self, step: StepRun) {
+        self.0.lock().push(step);
+    }
+
+    /// In the order they ran.
+    pub fn take(&self) -> Vec<StepRun> {
+        std::mem::take(&mut *self.0.lock())
+    }
 }
 
 /// A plan whose models were found and fit each other.

@@ -71,6 +71,28 @@ async fn steps_are_wired_by_name_and_counted_by_their_endpoints() {
     assert_ne!(six.readiness(), crate::Readiness::Ready, "readiness is truthful");
 }
 
+#[tokio::test]
+async fn steps_are_noted_up_to_the_one_that_failed() {
+    let registry = registry();
+    let broken = direct("broken", &[spec("y")], &[spec("z")], |_| Err(Error::plugin("it broke")));
+    publish(&registry, "broken", broken);
+    let steps = [step("double", &[], &[]), step("broken", &[], &[])];
+    publish(&registry, "both", Stage::ensemble("", &plan(&steps), &registry).unwrap());
+    let log = StepLog::default();
+    let call = InferCall {
+        endpoint: "both",
+        inputs: inputs(&[("x", &[1.0])]),
+        steps: Some(&log),
+        ..InferCall::default()
+    };
+    assert!(registry.infer(call).await.is_err());
+    let noted = log.take();
+    let models: Vec<&str> = noted.iter().map(|step| step.model.as_str()).collect();
+    assert_eq!(models, ["double", "broken"]);
+    assert!(noted[0].error.is_none());
+    assert_eq!(noted[1].error.as_ref().map(Error::kind), Some(ErrorKind::PluginFailed));
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let registry = registry();

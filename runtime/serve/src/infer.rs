@@ -2,7 +2,7 @@ use crate::admission::Permit;
 use crate::batch::{Done, Pending, Submission, run_one};
 use crate::cache::{self, ResponseCache};
 use crate::endpoint::Endpoint;
-use crate::ensemble::{Ensemble, StepRun};
+use crate::ensemble::{Ensemble, StepLog, StepRun};
 use crate::lineup::{Lineup, Route, Variant};
 use crate::registry::Registry;
 use crate::revision::{Revision, byte_len};
@@ -41,6 +41,8 @@ pub struct InferCall<'a> {
     pub client_key: Option<&'a str>,
     /// The trace that the request belongs to, for other servers that it needs.
     pub trace: Option<&'a TraceContext>,
+    /// Where the steps of an ensemble are noted, of a request that is traced.
+    pub steps: Option<&'a StepLog>,
 }
 
 /// A request's place in a sequence.
@@ -67,8 +69,6 @@ pub struct InferAnswer {
     pub variant: Arc<str>,
     pub outputs: Vec<(String, Tensor)>,
     pub timings: Timings,
-    /// What an ensemble ran for it, when it is traced.
-    pub steps: Vec<StepRun>,
 }
 
 impl Registry {
@@ -173,9 +173,9 @@ impl Registry {
         match outcome {
             Ok(answered) => {
                 revision.stats.succeeded(answered.rows, took, &answered.timings);
-                let Answered { outputs, timings, steps, .. } = answered;
+                let Answered { outputs, timings, .. } = answered;
                 let variant = variant.name.clone();
-                Ok(InferAnswer { outputs, timings, steps, revision, variant })
+                Ok(InferAnswer { outputs, timings, revision, variant })
             }
             Err(error) => {
                 revision.stats.failed(took);
@@ -195,7 +195,8 @@ impl Registry {
         endpoint.rate_limiter.check(self.config.clock.now(), rates, call.client_key)?;
         let limits = self.limits(&call, revision, attempt);
         let selection = revision.select(call.outputs.as_deref())?;
-        let request = Request { endpoint, revision, limits, trace: call.trace };
+        let InferCall { trace, steps, .. } = call;
+        let request = Request { endpoint, revision, limits, trace, steps };
         let began = self.config.clock.now();
         let inputs = revision.bind(call.inputs)?;
         let bound = self.config.clock.now().saturating_duration_since(began);
@@ -212,7 +213,7 @@ impl Registry {
         let mut timings = done.timings;
         timings.compute_input += bound;
         timings.compute_output += self.config.clock.now().saturating_duration_since(ran);
-        Ok(Answered { outputs, timings, rows, steps: done.steps })
+        Ok(Answered { outputs, timings, rows })
     }
 
     /// Answers from the cache, or runs and keeps the answer.
@@ -330,7 +331,6 @@ impl Registry {
         let started = self.config.clock.now();
         let members = ensemble.members(self)?;
         let mut tensors = ensemble.begin(inputs);
-        let mut steps = Vec::new();
         for (step, (endpoint, revision)) in ensemble.steps().iter().zip(members) {
             let call = InferCall {
                 endpoint: &step.model,
@@ -341,18 +341,19 @@ impl Registry {
                 trace: request.trace,
                 ..InferCall::default()
             };
-            let from = self.config.clock.now();
+            let (from, version) = (self.config.clock.now(), revision.version());
             let answer = self.infer_member(&endpoint, revision, call).await;
-            let answer =
-                answer.map_err(|error| error.context(format_args!("model \"{}\"", step.model)))?;
-            if request.trace.is_some() {
+            if let Some(steps) = request.steps {
                 steps.push(StepRun {
                     model: step.model.clone(),
-                    version: answer.revision.version(),
+                    version,
                     from,
                     until: self.config.clock.now(),
+                    error: answer.as_ref().err().cloned(),
                 });
             }
+            let answer =
+                answer.map_err(|error| error.context(format_args!("model \"{}\"", step.model)))?;
             step.scatter(answer.outputs, &mut tensors);
         }
         let outputs = ensemble.finish(&tensors);
@@ -361,7 +362,7 @@ impl Registry {
         let rows = 1;
         request.revision.stats.executed(&Execution { rows, timings });
         drop(permit);
-        Ok(Done { steps, ..Done::new(outputs, timings) })
+        Ok(Done::new(outputs, timings))
     }
 
     /// Boxed, since requests to ensembles contain requests.
@@ -477,6 +478,7 @@ struct Request<'a> {
     revision: &'a Arc<Revision>,
     limits: Limits,
     trace: Option<&'a TraceContext>,
+    steps: Option<&'a StepLog>,
 }
 
 fn no_sequence(id: &SequenceId) -> Error {
@@ -513,7 +515,6 @@ struct Answered {
     outputs: Vec<(String, Tensor)>,
     timings: Timings,
     rows: u64,
-    steps: Vec<StepRun>,
 }
 
 /// The answer, or a timeout at the deadline even if the run goes on: it notices

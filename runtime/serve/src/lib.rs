@@ -35,7 +35,7 @@ mod version_stats;
 
 pub use config::ServeConfig;
 pub use endpoint::{Endpoint, Readiness};
-pub use ensemble::{EnsemblePlan, EnsembleStep, StepRun};
+pub use ensemble::{EnsemblePlan, EnsembleStep, StepLog, StepRun};
 pub use infer::{InferAnswer, InferCall, SequenceId, SequenceStep};
 pub use lineup::{Lineup, Variant};
 pub use options::{

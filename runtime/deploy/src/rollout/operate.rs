@@ -5,6 +5,7 @@ use super::engine::{PROMOTE, ROLLBACK, SET_WEIGHT, audit, hook_event, take_repor
 use super::info::{MetricReport, Phase, RolloutStatus, StoredRollout, StrategyChange, percent};
 use crate::deployer::Deployer;
 use crate::request::PluginRef;
+use mortise_host::World;
 use mortise_serve::Variant;
 use mortise_types::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -130,7 +131,7 @@ impl Deployer {
             false => serde_json::Map::new(),
         };
         config.extend(change.config);
-        let (part, _pin) = self.ctx.receive_policy(change.strategy, config)?;
+        let (part, _pin) = self.ctx.receive_policy(World::Strategy, change.strategy, config)?;
         let mut row = active.row.clone();
         row.plan.strategy = part;
         row.plan.check()?;

@@ -188,10 +188,11 @@ impl Store {
         read().map_err(|error| db_error(&error))
     }
 
-    /// Why the newest deployment of an endpoint failed, if it did.
+    /// Why the newest deployment of an endpoint failed, if it did. One that was
+    /// refused before it began, and so has no revision, says nothing about it.
     pub(crate) fn last_failure(&self, name: &str) -> Result<Option<String>> {
         const SELECT: &str = "
-            SELECT ok, detail FROM audit WHERE endpoint = ?1 AND action = 'deploy'
+            SELECT ok, detail FROM audit WHERE endpoint = ?1 AND action = 'deploy' AND revision NOT NULL
             ORDER BY id DESC LIMIT 1";
         let db = self.lock();
         let newest = db

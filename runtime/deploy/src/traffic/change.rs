@@ -11,6 +11,7 @@ use crate::request::{DeployRequest, PluginRef};
 use crate::rollout::{VariantTotals, percent};
 use crate::status::{Deployed, PartInfo};
 use crate::store::{AuditRecord, NewRevision, Pin};
+use mortise_host::World;
 use mortise_serve::{Lineup, Revision, Variant};
 use mortise_types::{Error, Result};
 use parking_lot::Mutex;
@@ -52,8 +53,9 @@ impl Context {
     pub(crate) fn receive_beside(&self, request: BesideRequest) -> Result<Beside> {
         let weight = info::weight(request.percent)?;
         let builtin = PluginRef::Builtin(DEFAULT_ROUTER.to_string());
-        let (weighted, first) = self.receive_policy(builtin, Map::new())?;
-        let router = request.router.map(|it| self.receive_policy(it.plugin, it.config));
+        let (weighted, first) = self.receive_policy(World::Router, builtin, Map::new())?;
+        let router =
+            request.router.map(|it| self.receive_policy(World::Router, it.plugin, it.config));
         let (router, second) = match router.transpose()? {
             Some((router, pin)) => (Some(router), pin),
             None => (None, self.store.blobs().pin(Vec::new())),
@@ -92,7 +94,8 @@ impl Deployer {
     ) -> Result<TrafficStatus> {
         let _turn = self.begin(name, who)?;
         let live = self.shared_live(name, None)?;
-        let router = change.router.map(|it| self.ctx.receive_policy(it.plugin, it.config));
+        let router =
+            change.router.map(|it| self.ctx.receive_policy(World::Router, it.plugin, it.config));
         let (router, _pin) = router.transpose()?.unzip();
         let target = Target { name, stable: &live, without: None };
         let edit = |draft: &mut Draft| {

@@ -63,9 +63,9 @@ fn transforms_and_assets_take_part() {
 #[test]
 fn failures_name_the_stage_and_leave_the_old_version() {
     let cases = [
-        ("nonsense", Stage::Verified, "fits no world"),
+        ("nonsense", Stage::Verified, "a plugin was refused: plugin \"line\": it fits no world"),
         ("transform 1", Stage::Verified, "is a transform, and is used as a model"),
-        ("model broken", Stage::Compiled, "load: broken"),
+        ("model broken", Stage::Compiled, "it could not be built: plugin \"line\": load: broken"),
     ];
     let dir = tempfile::tempdir().unwrap();
     let fixture = Fixture::open(dir.path());
@@ -98,7 +98,9 @@ fn a_failing_test_keeps_a_version_from_going_live() {
     assert_eq!(deploy("model 1").unwrap().tests.unwrap().examples, 1);
     let failure = deploy("model 2").unwrap_err();
     assert_eq!(failure.stage, Some(Stage::SelfTested));
-    assert!(failure.to_string().contains("is 2, expected 1"), "{failure}");
+    let text = failure.to_string();
+    assert!(text.starts_with("\"sum\" was not deployed: the self-tests failed: "), "{text}");
+    assert!(text.contains("is 2, expected 1"), "{text}");
     assert_eq!(fixture.ask("sum").unwrap(), 1.0);
 }
 
@@ -181,11 +183,15 @@ fn one_deployment_an_endpoint_and_a_bound_on_all() {
         let same = fixture.deploy("slow", "model 2").unwrap_err();
         assert_eq!((same.stage, same.reason.kind()), (None, ErrorKind::Conflict));
         assert!(same.to_string().contains("a tester"), "{same}");
+        let newest = &fixture.deployer.audit(&AuditQuery::default()).unwrap()[0];
+        assert_eq!((newest.endpoint.as_deref(), newest.version), (Some("slow"), None));
+        assert!(!newest.ok && newest.detail.contains("a tester"), "{newest:?}");
         let other = fixture.deploy("other", "model 2").unwrap_err();
         assert_eq!(other.reason.kind(), ErrorKind::Overloaded);
         go_on.send(()).unwrap();
         slow.join().unwrap().unwrap();
     });
+    assert!(fixture.deployer.describe("slow").unwrap().last_failure.is_none());
     fixture.deploy("other", "model 2").unwrap();
 }
 
@@ -217,6 +223,7 @@ fn names_are_checked() {
     for name in ["", "-a", "a b", "a/b", "../a", &"a".repeat(129)] {
         let failure = fixture.deploy(name, "model 1").unwrap_err();
         assert_eq!(failure.reason.kind(), ErrorKind::InvalidInput, "{name}");
+        assert_eq!(fixture.deployer.audit(&AuditQuery::default()).unwrap()[0].endpoint, None);
     }
     let mut request = fixture.request("sum", "model 1");
     request.assets = vec![fixture.named("a", "1"), fixture.named("a", "2")];

@@ -2,7 +2,6 @@
 
 use super::queue::{Dropped, Member};
 use super::{Engine, Pending, merge};
-use crate::ensemble::StepRun;
 use crate::infer::late;
 use crate::revision::{Ran, Revision};
 use crate::version_stats::{Execution, Timings};
@@ -13,8 +12,6 @@ use std::time::Duration;
 pub(crate) struct Done {
     pub(crate) outputs: Result<Vec<Tensor>>,
     pub(crate) timings: Timings,
-    /// Of a traced request to an ensemble.
-    pub(crate) steps: Vec<StepRun>,
 }
 
 /// Runs members together. When that fails, each runs again alone, once: only
@@ -107,7 +104,7 @@ pub(super) fn answer_dropped(dropped: Dropped<Pending>) {
 
 impl Done {
     pub(crate) fn new(outputs: Result<Vec<Tensor>>, timings: Timings) -> Self {
-        Self { outputs, timings, steps: Vec::new() }
+        Self { outputs, timings }
     }
 
     fn failed(error: mortise_types::Error, queue: Duration) -> Self {

@@ -290,7 +290,6 @@ fn error_json(error: &Error) -> Value {
 fn hint(kind: ErrorKind) -> Option<&'static str> {
     match kind {
         ErrorKind::NotFound => Some("`mortise status` lists what is deployed"),
-        ErrorKind::Conflict => Some("wait until the other deployment has ended, then try again"),
         ErrorKind::Overloaded => Some("free the resource that is named, then try again"),
         ErrorKind::TooLarge => {
             Some("the bounds are in mortise.toml: `mortise serve --print-config`")
@@ -299,6 +298,7 @@ fn hint(kind: ErrorKind) -> Option<&'static str> {
             Some("the bounds of plugins are in mortise.toml under [plugins]")
         }
         ErrorKind::Internal => Some("the server's log has the details"),
+        // What collides says itself with what, and how that ends.
         _ => None,
     }
 }

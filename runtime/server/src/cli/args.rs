@@ -304,7 +304,8 @@ pub(crate) struct LoadArgs {
     /// Add to a column, in standard deviations (+2sd) or as it is (-1).
     #[arg(long, value_name = "COLUMN=SHIFT", requires = "rps")]
     pub(crate) shift: Option<String>,
-    /// Share of requests that are spoilt, so that every version refuses them.
+    /// Share of requests, from 0 to 1, that are spoilt, so that every version
+    /// refuses them; counted apart from failures.
     #[arg(long, value_name = "P", requires = "rps", default_value_t = 0.0)]
     pub(crate) error_rate: f64,
     /// Send a user's name in this header, one of a thousand.

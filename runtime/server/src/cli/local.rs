@@ -5,6 +5,7 @@ use super::deploy::{Component, Named, config, named_assets, plugin_and_assets};
 use crate::{device, embedded};
 use anyhow::{Context, Result, bail};
 use mortise_compute::Device;
+use mortise_deploy::{BuiltinPlugin, unknown_plugin};
 use mortise_graph::GraphLimits;
 use mortise_host::{
     Compiled, Host, HostConfig, LoadRequest, Plugin, PluginLimits, WorkerCommand, World,
@@ -25,30 +26,33 @@ pub(super) struct LocalPlugin {
 }
 
 impl LocalPlugin {
-    /// Compiles a first-party plugin, or the file of one (.wasm).
+    /// Compiles a first-party plugin, or the file of one (.wasm). When there is
+    /// none of its name, those of the `wanted` worlds are listed.
     ///
     /// # Errors
     /// When there is none, or it does not compile.
-    pub(super) fn compile(plugin: &str) -> Result<Self> {
+    pub(super) fn compile(plugin: &str, wanted: &[World]) -> Result<Self> {
         let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let worker = WorkerCommand { program, args: vec![crate::serve::COMPILE_COMMAND.into()] };
         let host = Host::new(HostConfig::new(scratch.path().join("cache"), worker))?;
-        let verified = host.verify(component(plugin)?)?;
+        let verified = host.verify(component(&host, plugin, wanted)?)?;
         Ok(Self { compiled: host.compile(&verified)?, host, scratch })
     }
 }
 
-fn component(plugin: &str) -> Result<Bytes> {
+fn component(host: &Host, plugin: &str, wanted: &[World]) -> Result<Bytes> {
     if plugin.ends_with(".wasm") {
         let bytes = std::fs::read(plugin).with_context(|| format!("cannot read {plugin}"))?;
         return Ok(bytes.into());
     }
     let plugins = embedded::plugins();
-    let names: Vec<&str> = plugins.iter().map(|known| known.name.as_str()).collect();
     let found = plugins.iter().find(|known| known.name == plugin);
-    let found = found.with_context(|| {
-        format!("there is no first-party plugin \"{plugin}\"; there are {names:?}, or give a .wasm")
+    let found = found.ok_or_else(|| {
+        let world =
+            |known: &BuiltinPlugin| Some(host.verify(known.component.clone()).ok()?.world());
+        let known = plugins.iter().filter_map(|known| Some((known.name.as_str(), world(known)?)));
+        unknown_plugin(plugin, wanted, known)
     })?;
     Ok(found.component.clone())
 }
@@ -73,7 +77,7 @@ impl LocalModel {
                 bail!("{} is made of deployed endpoints; inspect those", path.display())
             }
         };
-        let plugin = LocalPlugin::compile(&name)?;
+        let plugin = LocalPlugin::compile(&name, &[World::Model])?;
         if plugin.compiled.world() != World::Model {
             bail!("plugin \"{name}\" is a {}, and not a model", plugin.compiled.world());
         }

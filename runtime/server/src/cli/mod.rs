@@ -9,11 +9,11 @@ mod error;
 mod experiment;
 mod inspect;
 pub(crate) mod keys;
+mod load;
 mod local;
 mod predict;
 mod replay;
 mod rollout;
-mod shares;
 mod show;
 mod traffic;
 
@@ -33,12 +33,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Undeploy(args) => change(&args, Change::Undeploy),
         Command::Rollback(args) => change(&args, Change::Rollback),
         Command::Load(args) => match args.rps {
-            Some(rps) => traffic::run(&args, rps),
+            Some(rps) => load::run(&args, rps),
             None => change(&NameArgs { name: args.name, admin: args.admin }, Change::Load),
         },
         Command::Unload(args) => change(&args, Change::Unload),
         Command::Rollout(args) => rollout::run(&args),
-        Command::Traffic(args) => shares::run(&args),
+        Command::Traffic(args) => traffic::run(&args),
         Command::Experiment(args) => experiment::run(&args),
         Command::Plugin(args) => match args.command {
             PluginCommand::Replay(args) => replay::run(&args),

@@ -4,6 +4,7 @@
 mod requests;
 mod windows;
 
+use super::CliError;
 use super::args::ReplayArgs;
 use super::deploy::config;
 use super::local::LocalPlugin;
@@ -55,7 +56,9 @@ struct Policy {
 
 impl Policy {
     fn load(args: &ReplayArgs) -> Result<Self> {
-        let LocalPlugin { host, compiled, scratch } = LocalPlugin::compile(&args.plugin)?;
+        let policies = [World::Router, World::Strategy];
+        let LocalPlugin { host, compiled, scratch } =
+            LocalPlugin::compile(&args.plugin, &policies)?;
         Ok(Self {
             host,
             compiled,
@@ -90,10 +93,52 @@ fn records(args: &ReplayArgs) -> Result<Records> {
     Ok(Box::new(serde_json::Deserializer::from_reader(reader).into_iter()))
 }
 
-/// What a recording says about its own format, for messages.
-fn read<T: serde::de::DeserializeOwned>(record: Value, number: u64, format: &str) -> Result<T> {
-    serde_json::from_value(record)
-        .with_context(|| format!("record {number} is not as documented: {format}"))
+/// What a record is about, and a policy decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Requests,
+    Windows,
+}
+
+impl Subject {
+    /// `None` for what is neither.
+    fn of(record: &Value) -> Option<Self> {
+        let has = |name: &&str| record.get(name).is_some();
+        if ["stable", "candidate"].iter().all(has) {
+            return Some(Self::Windows);
+        }
+        let is_request = ["headers", "parameters", "inputs"].iter().any(has);
+        is_request.then_some(Self::Requests)
+    }
+
+    fn how_to_record(self) -> &'static str {
+        match self {
+            Self::Requests => {
+                "a router replays requests, JSON objects such as \
+                 {\"headers\": {\"user\": \"a\"}, \"parameters\": {}, \"inputs\": []}"
+            }
+            Self::Windows => {
+                "a strategy replays windows, which `mortise rollout status NAME --watch --json > \
+                 windows.json` records"
+            }
+        }
+    }
+}
+
+/// # Errors
+/// When the record is about something else than the policy decides about: read
+/// as what it is not, it would be an empty one.
+fn read<T: serde::de::DeserializeOwned>(record: Value, number: u64, wanted: Subject) -> Result<T> {
+    let about = match Subject::of(&record) {
+        Some(about) if about == wanted => {
+            let record = serde_json::from_value(record);
+            return record.with_context(|| format!("record {number} is not as documented"));
+        }
+        Some(Subject::Requests) => "a request, and not a window of a rollout",
+        Some(Subject::Windows) => "a window of a rollout, and not a request",
+        None => "neither a request nor a window of a rollout",
+    };
+    Err(CliError::new(format!("record {number} is {about}"), wanted.how_to_record()).into())
 }
 
 /// A reader that went away is no error: `| head`.
@@ -101,5 +146,29 @@ fn print(out: &mut impl Write, line: &str) -> Result<bool> {
     match writeln!(out, "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         outcome => Ok(outcome.map(|()| true)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn records_of_another_kind_are_refused() {
+        let request = json!({"headers": {"user": "a"}});
+        let window = json!({"elapsed_ms": 1, "stable": {}, "candidate": {}});
+        for (record, wanted, hint) in [
+            (&request, Subject::Windows, "rollout status NAME --watch --json"),
+            (&window, Subject::Requests, "headers"),
+            (&json!({"id": 1}), Subject::Requests, "headers"),
+            (&json!([1]), Subject::Windows, "rollout status NAME --watch --json"),
+        ] {
+            let error = read::<Value>(record.clone(), 1, wanted).unwrap_err();
+            let error = error.downcast_ref::<CliError>().unwrap();
+            assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{error:?}");
+        }
+        assert_eq!(read::<Value>(request.clone(), 1, Subject::Requests).unwrap(), request);
+        assert_eq!(read::<Value>(window.clone(), 1, Subject::Windows).unwrap(), window);
     }
 }

@@ -168,14 +168,6 @@ pub(super) fn print_json(value: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Odds for people: large ones by their order of magnitude.
-pub(super) fn odds(odds: f64) -> String {
-    match odds.abs() < 1e6 {
-        true => format!("{odds:.3}"),
-        false => format!("{odds:.1e}"),
-    }
-}
-
 pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
 }
@@ -205,6 +197,19 @@ pub(super) fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
 }
 
+/// Odds as people read them: evidence multiplies, and soon has hundreds of
+/// digits.
+pub(super) fn odds(odds: f64) -> String {
+    if odds.abs() >= 1e6 {
+        // An infinity is "inf" in this form.
+        format!("{odds:.1e}")
+    } else if odds.fract() == 0.0 {
+        format!("{odds:.0}")
+    } else {
+        format!("{odds:.2}")
+    }
+}
+
 /// `2026-01-31 12:34:56`, by Howard Hinnant's `civil_from_days`.
 fn utc(ms: u64) -> String {
     let seconds = ms / 1_000;
@@ -224,6 +229,23 @@ fn utc(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn odds_are_short() {
+        let cases = [
+            (0.0, "0"),
+            (1.368, "1.37"),
+            (40.0, "40"),
+            (999_999.5, "999999.50"),
+            (1e6, "1.0e6"),
+            (1.04e9, "1.0e9"),
+            (3e260, "3.0e260"),
+            (f64::INFINITY, "inf"),
+        ];
+        for (number, want) in cases {
+            assert_eq!(odds(number), want);
+        }
+    }
 
     #[test]
     fn times_are_utc() {

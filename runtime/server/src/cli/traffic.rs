@@ -1,237 +1,89 @@
-//! `mortise load NAME --rps N`: steady traffic from sample data, to try things
-//! with.
+//! `mortise traffic …`: several versions of an endpoint at once.
 
 use super::CliError;
-use super::args::LoadArgs;
-use super::predict::Model;
-use crate::embedded::DEMOS;
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-/// Connections that send; each waits for its answers.
-const THREADS: u64 = 16;
-
-/// Rows of a sample file that are used.
-const MAX_ROWS: usize = 10_000;
-
-/// What each user is called in the header of the sticky key.
-const USERS: u64 = 1_000;
-
-/// Latencies that are kept for the percentiles.
-const MAX_LATENCIES: usize = 1_000_000;
+use super::args::{TrafficArgs, TrafficCommand, TrafficSetArgs};
+use super::client::{AdminClient, segment};
+use super::deploy::{Component, config, split_pair};
+use super::rollout::{percent, routing_notes, text, variant_line, variant_notes};
+use super::show::{live_versions, print_json};
+use anyhow::Result;
+use serde_json::{Map, Value, json};
 
 /// # Errors
-/// When there is nothing to send, or the server cannot be reached.
-pub(super) fn run(args: &LoadArgs, rps: f64) -> Result<()> {
-    if !(rps > 0.0 && rps <= 100_000.0) {
-        bail!("--rps must lie above 0 and up to 100000");
-    }
-    let model = Model::of(&args.name, args.url.as_deref(), args.admin.store.as_deref())?;
-    let requests = requests(args, &model)?;
-    let plan = Plan {
-        requests,
-        rps,
-        error_rate: args.error_rate,
-        until: args.seconds.map(Duration::from_secs_f64),
-        key_header: args.key_header.as_deref(),
+/// When the endpoint has one version alone, or the server cannot be reached.
+pub(super) fn run(args: &TrafficArgs) -> Result<()> {
+    let (name, admin) = match &args.command {
+        TrafficCommand::Status(args) => (&args.name, &args.admin),
+        TrafficCommand::Set(args) => (&args.name, &args.admin),
+        TrafficCommand::Promote(args) | TrafficCommand::Retire(args) => (&args.name, &args.admin),
     };
-    let tally = Tally::default();
-    let started = Instant::now();
-    std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (model, plan, tally) = (&model, &plan, &tally);
-            scope.spawn(move || send_share(model, plan, tally, started, thread));
+    let client = AdminClient::connect(admin)?;
+    let path = format!("/v1/endpoints/{}/traffic", segment(name));
+    let answer = match &args.command {
+        TrafficCommand::Status(_) => client.get(&path)?,
+        TrafficCommand::Set(args) => client.post_json(&path, &change(&client, args)?)?,
+        TrafficCommand::Promote(args) => {
+            client.post(&format!("{path}/promote/{}", args.version))?
         }
-        scope.spawn(|| report(&plan, &tally, started));
-    });
-    tally.print(started.elapsed());
+        TrafficCommand::Retire(args) => client.post(&format!("{path}/retire/{}", args.version))?,
+    };
+    match (admin.json, answer.is_array()) {
+        (true, _) => return print_json(&answer),
+        (false, true) => println!("{name}: {}", live_versions(&answer)),
+        (false, false) => print!("{}", view(&answer)),
+    }
     Ok(())
 }
 
-struct Plan<'a> {
-    requests: Vec<String>,
-    rps: f64,
-    error_rate: f64,
-    until: Option<Duration>,
-    key_header: Option<&'a str>,
+fn change(client: &AdminClient, args: &TrafficSetArgs) -> Result<Value> {
+    let router = args.router.as_deref().map(|name| Component::parse(name).upload(client));
+    Ok(json!({
+        "router": router.transpose()?,
+        "router_config": config(&args.router_set)?,
+        "key": args.key,
+        "shares": shares(&args.share)?,
+    }))
 }
 
-#[derive(Default)]
-struct Tally {
-    ok: AtomicU64,
-    failed: AtomicU64,
-    /// Requests that were due while all connections waited for answers.
-    late: AtomicU64,
-    by_version: Mutex<BTreeMap<String, u64>>,
-    latencies_us: Mutex<Vec<u32>>,
-    is_over: AtomicBool,
+/// `VERSION=PERCENT`
+fn shares(pairs: &[String]) -> Result<Map<String, Value>> {
+    let share = |pair: &String| {
+        let (version, share) = split_pair(pair, "--share")?;
+        let version: u64 = version.trim().parse().map_err(|_| {
+            let message = format!("\"{version}\" is no version");
+            CliError::new(message, "write --share VERSION=PERCENT, such as 2=30%")
+        })?;
+        Ok((version.to_string(), percent(share)?.into()))
+    };
+    pairs.iter().map(share).collect()
 }
 
-/// Every [`THREADS`]-th request, each at its own time.
-fn send_share(model: &Model, plan: &Plan<'_>, tally: &Tally, started: Instant, thread: u64) {
-    for index in (thread..).step_by(THREADS as usize) {
-        let due = Duration::from_secs_f64(index as f64 / plan.rps);
-        if plan.until.is_some_and(|until| due >= until) {
-            break;
-        }
-        match due.checked_sub(started.elapsed()) {
-            Some(early) => std::thread::sleep(early),
-            // The first of a thread waited for no answer.
-            None if index == thread => {}
-            None => drop(tally.late.fetch_add(1, Ordering::Relaxed)),
-        }
-        let at = index as usize % plan.requests.len();
-        let spoilt = unit(index) < plan.error_rate;
-        let body = if spoilt { "{\"inputs\": []}" } else { plan.requests[at].as_str() };
-        let user = format!("user-{}", index % USERS);
-        let header = plan.key_header.map(|name| (name, user.as_str()));
-        let sent = Instant::now();
-        let answer = model.ask(body, header);
-        tally.count(&answer, sent.elapsed());
-    }
-    if thread == 0 {
-        tally.is_over.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Tally {
-    fn count(&self, answer: &Result<Value>, took: Duration) {
-        let Ok(answer) = answer else {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        self.ok.fetch_add(1, Ordering::Relaxed);
-        let version = answer["model_version"].as_str().unwrap_or("?").to_string();
-        // No thread panics while it holds one of the locks.
-        if let Ok(mut versions) = self.by_version.lock() {
-            *versions.entry(version).or_default() += 1;
-        }
-        if let Ok(mut latencies) = self.latencies_us.lock()
-            && latencies.len() < MAX_LATENCIES
-        {
-            latencies.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
-        }
-    }
-
-    fn line(&self) -> String {
-        let versions = self.by_version.lock().map(|versions| versions.clone()).unwrap_or_default();
-        let shares: Vec<String> =
-            versions.iter().map(|(version, count)| format!("v{version}: {count}")).collect();
+fn view(traffic: &Value) -> String {
+    let key = traffic["key"].as_str().map(|key| format!(", users by {key}")).unwrap_or_default();
+    let mut lines = vec![
+        format!("{}: {}{key}", text(&traffic["endpoint"]), text(&traffic["router"]["plugin"])),
         format!(
-            "{} answered, {} failed; {}",
-            self.ok.load(Ordering::Relaxed),
-            self.failed.load(Ordering::Relaxed),
-            shares.join(", ")
-        )
+            "  {:<18} {:>10} {:>8} {:>8} {:>10} {:>10}",
+            "", "requests", "errors", "rate", "p50", "p99"
+        ),
+    ];
+    // Some routers divide the traffic by rules of their own.
+    let has_shares = traffic["router_follows_weights"] != false;
+    let mut notes = Vec::new();
+    for version in traffic["versions"].as_array().into_iter().flatten() {
+        let (number, totals) = (&version["version"], &version["totals"]);
+        let stable = if version["variant"] == "stable" { " stable" } else { "" };
+        let share = version["weight_percent"].as_f64().filter(|_| has_shares);
+        let share = share.map(|share| format!(" {share} %")).unwrap_or_default();
+        lines.push(variant_line(&format!("{:<18}", format!("{number}{stable}{share}")), totals));
+        notes.extend(variant_notes(&format!("version {number}"), totals));
+        let error = totals["last_error"].as_str();
+        notes.extend(error.map(|error| format!("newest failure of version {number}: {error}")));
     }
-
-    fn print(&self, took: Duration) {
-        let mut latencies = self.latencies_us.lock().map(|it| it.clone()).unwrap_or_default();
-        latencies.sort_unstable();
-        let at = |share: f64| {
-            let rank = (latencies.len() as f64 * share) as usize;
-            latencies.get(rank).copied().unwrap_or(0)
-        };
-        println!("{} in {:.1} s", self.line(), took.as_secs_f64());
-        println!("p50 {} µs, p99 {} µs", at(0.5), at(0.99));
-        let late = self.late.load(Ordering::Relaxed);
-        if late > 0 {
-            println!("{late} requests were sent late: the server or this client is too slow");
-        }
-    }
-}
-
-fn report(plan: &Plan<'_>, tally: &Tally, started: Instant) {
-    while !tally.is_over.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(500));
-        let is_over = plan.until.is_some_and(|until| started.elapsed() >= until);
-        if std::io::stderr().is_terminal() && !is_over {
-            eprint!("\r\x1b[K{}", tally.line());
-        }
-    }
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
-    }
-}
-
-/// Bodies to send in turn.
-fn requests(args: &LoadArgs, model: &Model) -> Result<Vec<String>> {
-    if let Some(path) = &args.csv {
-        return from_csv(path, args.shift.as_deref(), model);
-    }
-    if args.shift.is_some() {
-        let hint = "name a file of rows with --csv; the shift is measured on its column";
-        return Err(CliError::new("--shift needs rows", hint).into());
-    }
-    if let Some(path) = &args.sample {
-        return Ok(vec![model.request_from_json(path)?]);
-    }
-    let demo = DEMOS.iter().find(|demo| demo.name == args.name);
-    let sample = demo.and_then(|demo| demo.files.iter().find(|file| file.name == "request.json"));
-    let sample = sample.ok_or_else(|| {
-        CliError::new("there is no sample to send", "pass --sample request.json or --csv rows.csv")
-    })?;
-    Ok(vec![String::from_utf8(sample.bytes.to_vec())?])
-}
-
-/// A request for each row; columns that are no input are left out.
-fn from_csv(path: &Path, shift: Option<&str>, model: &Model) -> Result<Vec<String>> {
-    let mut reader =
-        csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let header: Vec<String> = reader.headers()?.iter().map(String::from).collect();
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for record in reader.records().take(MAX_ROWS) {
-        rows.push(record?.iter().map(String::from).collect());
-    }
-    if rows.is_empty() {
-        bail!("{} has no rows", path.display());
-    }
-    if let Some(shift) = shift {
-        shift_column(&header, &mut rows, shift)?;
-    }
-    rows.iter().map(|row| model.request_of_row(&header, row)).collect()
-}
-
-/// `COLUMN=+2sd` or `COLUMN=-0.5`: adds that to every value of a column.
-fn shift_column(header: &[String], rows: &mut [Vec<String>], shift: &str) -> Result<()> {
-    let (name, amount) = shift.split_once('=').unwrap_or((shift, ""));
-    let column = header.iter().position(|column| column == name).ok_or_else(|| {
-        CliError::new(format!("there is no column \"{name}\""), "write --shift COLUMN=+2sd")
-    })?;
-    let numbers: Option<Vec<f64>> = rows.iter().map(|row| row[column].parse().ok()).collect();
-    let numbers = numbers
-        .ok_or_else(|| CliError::new(format!("\"{name}\" is not numeric"), "shift a number"))?;
-    let (number, unit) = match amount.strip_suffix("sd") {
-        Some(number) => (number, deviation(&numbers)),
-        None => (amount, 1.0),
-    };
-    let by: f64 = number.parse().map_err(|_| {
-        CliError::new(format!("\"{amount}\" is no shift"), "write +2sd, -1sd or a number")
-    })?;
-    for (row, number) in rows.iter_mut().zip(numbers) {
-        row[column] = (number + by * unit).to_string();
-    }
-    Ok(())
-}
-
-fn deviation(numbers: &[f64]) -> f64 {
-    let count = numbers.len().max(1) as f64;
-    let mean = numbers.iter().sum::<f64>() / count;
-    (numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / count).sqrt()
-}
-
-/// Spreads the spoilt requests evenly: splitmix64 of their number.
-fn unit(index: u64) -> f64 {
-    let mut value = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((value ^ (value >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    notes.extend(routing_notes(traffic));
+    notes.extend(traffic["error"].as_str().map(|error| format!("ERROR: {error}")));
+    lines.extend(notes.into_iter().map(|note| format!("  {note}")));
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]
@@ -239,16 +91,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_shifted_by_deviations_or_numbers() {
-        let header = ["a".to_string(), "b".to_string()];
-        let rows = || vec![vec!["1".to_string(), "x".into()], vec!["3".to_string(), "y".into()]];
-        for (shift, want) in [("a=+2sd", ["3", "5"]), ("a=-1", ["0", "2"])] {
-            let mut shifted = rows();
-            shift_column(&header, &mut shifted, shift).unwrap();
-            assert_eq!([&*shifted[0][0], &*shifted[1][0]], want, "{shift}");
+    fn shares_are_versions_with_percentages() {
+        let read = |pair: &str| shares(&[pair.to_owned()]);
+        assert_eq!(json!(read("2=30%").unwrap()), json!({"2": 30.0}));
+        for (pair, want) in [("2", "no \"=\""), ("x=30", "no version"), ("2=much", "no share")] {
+            let error = read(pair).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
         }
-        for wrong in ["c=1", "b=1", "a=much"] {
-            assert!(shift_column(&header, &mut rows(), wrong).is_err(), "{wrong}");
+    }
+
+    #[test]
+    fn the_view_shows_versions_shares_and_failures() {
+        let version = |number: u64, variant: &str, percent: f64| {
+            json!({"version": number, "variant": variant, "weight_percent": percent,
+                "totals": {"requests": 10, "errors": number, "last_error": "it broke"}})
+        };
+        let text = view(&json!({
+            "endpoint": "m", "router": {"plugin": "bandit"}, "key": "header:user",
+            "versions": [version(1, "stable", 50.0), version(3, "version-3", 50.0)],
+            "keyless_requests": 7, "undecided_requests": 9, "router_failure": "it trapped",
+            "error": null, "warnings": [],
+        }));
+        for want in [
+            "m: bandit, users by header:user",
+            "1 stable 50 %",
+            "3 50 %",
+            "30.00 %",
+            "newest failure of version 3: it broke",
+            "7 requests without header:user",
+            "ROUTER FAILED for 9 requests, which went to stable: it trapped",
+        ] {
+            assert!(text.contains(want), "{want} is not in\n{text}");
         }
     }
 }

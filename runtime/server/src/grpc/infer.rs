@@ -105,6 +105,7 @@ impl Service {
             headers: (*caller.metadata).as_ref(),
             client: caller.client.as_ref(),
             trace: trace.context(),
+            steps: trace.steps(),
         };
         let answer = self.plane.infer(asked, request).await?;
         trace.answered(*decoded, &answer);

@@ -92,6 +92,7 @@ async fn respond(
         headers: &head.headers,
         client: client.as_ref(),
         trace: trace.context(),
+        steps: trace.steps(),
     };
     let answer = plane.infer(asked, &mut request).await?;
     trace.answered(decoded, &answer);

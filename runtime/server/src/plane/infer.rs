@@ -1,7 +1,7 @@
 use super::{Plane, is_large, off_worker};
 use crate::auth::Client;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mortise_serve::{InferAnswer, InferCall, RequestFacts, SequenceId, SequenceStep};
+use mortise_serve::{InferAnswer, InferCall, RequestFacts, SequenceId, SequenceStep, StepLog};
 use mortise_types::{Result, TraceContext};
 use mortise_wire::{InferRequest, Parameter, Parameters, Sequence};
 use std::borrow::Cow;
@@ -23,6 +23,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) client: Option<&'a Client>,
     /// The trace that the request belongs to.
     pub(crate) trace: Option<&'a TraceContext>,
+    /// Where the steps of an ensemble are noted, when the request is traced.
+    pub(crate) steps: Option<&'a StepLog>,
 }
 
 /// The version that answered, and what it is called among those that share the
@@ -100,6 +102,7 @@ impl Plane {
             facts: Some(&facts),
             client_key: asked.client.map(|client| &*client.0),
             trace: asked.trace,
+            steps: asked.steps,
         };
         self.registry.infer(call).await
     }

@@ -1,7 +1,7 @@
 use super::Tracer;
 use super::context::{self, Parent};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mortise_serve::{InferAnswer, StepRun};
+use mortise_serve::{InferAnswer, StepLog, StepRun};
 use mortise_types::{Error, TraceContext};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
@@ -37,6 +37,11 @@ impl RequestTrace {
 
     pub(crate) fn context(&self) -> Option<&TraceContext> {
         self.context.as_ref()
+    }
+
+    /// Where an ensemble notes its steps; `None` when nobody will ask.
+    pub(crate) fn steps(&self) -> Option<&StepLog> {
+        self.recorded.as_ref().map(|recorded| &recorded.steps)
     }
 
     /// The request was decoded in this time.
@@ -96,7 +101,7 @@ pub(super) struct Recorded {
     arrived_at: SystemTime,
     parts: Vec<Part>,
     /// Of an ensemble.
-    steps: Vec<StepRun>,
+    steps: StepLog,
     status: Status,
 }
 
@@ -141,7 +146,7 @@ impl Recorded {
             arrived,
             arrived_at: SystemTime::now() - arrived.elapsed(),
             parts: Vec::new(),
-            steps: Vec::new(),
+            steps: StepLog::default(),
             status: Status::Unset,
         }
     }
@@ -150,7 +155,6 @@ impl Recorded {
     /// merged, they are those of the run.
     fn answered(&mut self, asked: Instant, answer: &InferAnswer) {
         self.version = Some((answer.revision.version(), answer.variant.clone()));
-        self.steps.clone_from(&answer.steps);
         let timings = &answer.timings;
         let mut from = asked;
         for (name, took) in [
@@ -169,7 +173,8 @@ impl Recorded {
     }
 
     fn spans(&mut self, until: Instant) -> Vec<SpanData> {
-        let (parts, steps) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.steps));
+        let (mut parts, steps) = (std::mem::take(&mut self.parts), self.steps.take());
+        parts.extend(compute_of(&steps, &parts));
         let mut spans = vec![self.request_span(until)];
         spans.extend(parts.into_iter().map(|part| self.part_span(part)));
         spans.extend(steps.into_iter().map(|step| self.step_span(step)));
@@ -217,7 +222,11 @@ impl Recorded {
             KeyValue::new("mortise.endpoint", step.model),
             KeyValue::new("mortise.version", step.version.cast_signed()),
         ];
-        SpanData { parent_span_id: self.compute.span_id(), attributes, ..span }
+        let status = match step.error {
+            None => Status::Unset,
+            Some(error) => Status::error(error.message().to_owned()),
+        };
+        SpanData { parent_span_id: self.compute.span_id(), attributes, status, ..span }
     }
 
     fn next_context(&self) -> SpanContext {
@@ -260,6 +269,14 @@ impl Recorded {
                 .build(),
         }
     }
+}
+
+/// The stretch in which an ensemble ran, of a request that was not answered:
+/// its steps need a span to lie in.
+fn compute_of(steps: &[StepRun], parts: &[Part]) -> Option<Part> {
+    let (first, last) = (steps.first()?, steps.last()?);
+    let is_known = parts.iter().any(|part| part.name == COMPUTE);
+    (!is_known).then(|| Part::new(COMPUTE, first.from, last.until))
 }
 
 /// Also when the client has left, and nobody said how the request ended.

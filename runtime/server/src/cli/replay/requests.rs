@@ -1,7 +1,7 @@
 //! Requests through a router. A record is an infer request of the protocol, of
 //! which only the parameters and inputs matter, with its `headers` beside them.
 
-use super::{Policy, Records, print, read};
+use super::{Policy, Records, Subject, print, read};
 use crate::cli::CliError;
 use crate::cli::args::ReplayArgs;
 use anyhow::{Context, Result};
@@ -15,8 +15,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
-
-const FORMAT: &str = r#"{"headers": {"user": "a"}, "parameters": {}, "inputs": []}"#;
 
 #[derive(Deserialize)]
 struct Record {
@@ -69,7 +67,7 @@ pub(super) fn replay(
     let mut counts = vec![0u64; versions.len()];
     for (record, number) in records.zip(1u64..) {
         let record = record.with_context(|| format!("record {number} is no JSON"))?;
-        let prepared = read::<Record>(record, number, FORMAT)?.prepare();
+        let prepared = read::<Record>(record, number, Subject::Requests)?.prepare();
         let (record, inputs) = prepared.with_context(|| format!("record {number}"))?;
         let choice = routing.choose(Some(&record), &inputs);
         let chosen = choice.as_ref().and_then(|choice| counts.get_mut(choice.variant));

@@ -2,15 +2,14 @@
 //! --watch --json` prints, whose counts are sums: a window is what two records
 //! differ by.
 
-use super::{Policy, Records, print, read};
+use super::{Policy, Records, Subject, print, read};
+use crate::cli::show::odds;
 use anyhow::{Context, Result};
 use mortise_host::{Action, Moments, Observation, StrategyPlugin, Verdict, Window};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-
-const FORMAT: &str = "the lines of `mortise rollout status NAME --watch --json`";
 
 /// A rollout's status, as far as a strategy sees it.
 #[derive(Clone, Default, Deserialize)]
@@ -51,7 +50,7 @@ pub(super) fn replay(
     let mut before = Record::default();
     for (record, number) in records.zip(1u64..) {
         let record = record.with_context(|| format!("record {number} is no JSON"))?;
-        let now: Record = read(record, number, FORMAT)?;
+        let now: Record = read(record, number, Subject::Windows)?;
         if now.elapsed_ms == before.elapsed_ms && number > 1 {
             // The strategy was not asked in between.
             continue;
@@ -122,7 +121,7 @@ fn decision_text(number: u64, weight: u32, observed: &Observation, verdict: &Ver
     let evidence: Vec<String> = verdict
         .evidence
         .iter()
-        .map(|it| format!("{} {:.2}/{:.0}", it.test, it.odds, it.limit))
+        .map(|it| format!("{} {}/{}", it.test, odds(it.odds), odds(it.limit)))
         .collect();
     let failed = |window: &Window| format!("{}/{}", window.errors, window.requests);
     format!(
