@@ -148,10 +148,11 @@ fn view(rollout: &Value) -> String {
         let share = odds.max(1.0).ln() / limit.max(2.0).ln();
         let _ = writeln!(
             out,
-            "  against it by {:<10} {} odds {} of {limit:.0}",
+            "  against it by {:<10} {} odds {} of {}",
             text(&evidence["test"]),
             bar(share.clamp(0.0, 1.0), 20),
-            odds_text(odds)
+            odds_text(odds),
+            odds_text(limit)
         );
     }
     out.extend(notes(rollout).into_iter().map(|line| format!("  {line}\n")));
