@@ -5,6 +5,8 @@ mod general;
 mod half;
 mod linear;
 mod n_bits;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod product;
 mod rows;
 mod scaled;

@@ -1,6 +1,8 @@
 //! Integer matrix products and convolutions.
 
 use super::linear::{float_values, quantized, whole};
+#[cfg(target_arch = "x86_64")]
+use super::pairs::Pairs;
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::layout::{by_dtype, cells, dim, element_count};
 use crate::cpu::ops::window::{Window, WindowAttributes};
@@ -99,8 +101,7 @@ fn multiply(
         return Ok(());
     }
     if !is_exact() {
-        let view = NdTensorView::from_data([depth, columns], b.0);
-        multiply_exactly(a.0, &GEMM.with(|gemm| gemm.prepack_b(view)), output)?;
+        Packed::new(b.0, [depth, columns]).multiply(a.0, output)?;
         take_off_rows(a.1, &sums_of_columns(b.0, &vec![0; columns]), output);
         take_off_zeros(a, b.1, depth, output);
         return Ok(());
@@ -143,21 +144,56 @@ pub(super) fn gemm(
         .map_err(|error| Error::internal(format!("integer product failed: {error}")))
 }
 
-/// `[rows, depth] · [depth, columns]` without zero points, exact also where the
-/// library's kernel adds pairs of products in 16 bits, which those of bytes up
-/// to 127 cannot overflow: twice the product of the halved bytes, and that of
-/// the bits left over.
-pub(super) fn multiply_exactly(a: &[u8], b: &PackedBMatrix<i8>, output: &mut [i32]) -> Result<()> {
-    let depth = b.rows();
-    let mut bytes: Vec<u8> = a.iter().map(|byte| byte >> 1).collect();
-    let shape = [a.len() / depth, depth];
-    let b = GemmInputB::Packed(b);
-    let left = GemmInputA::Unpacked(NdTensorView::from_data(shape, &*bytes));
-    gemm(output, left, b, GemmOptions::default())?;
-    output.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(2));
-    bytes.iter_mut().zip(a).for_each(|(byte, whole)| *byte = whole & 1);
-    let onto = GemmOptions { beta: 1, ..GemmOptions::default() };
-    gemm(output, GemmInputA::Unpacked(NdTensorView::from_data(shape, &*bytes)), b, onto)
+/// A right factor `[depth, columns]` in the layout of the kernel that is exact on
+/// this machine: the library's (0.27) are all exact but the one for AVX2.
+pub(super) enum Packed {
+    Library(PackedBMatrix<i8>),
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Pairs),
+}
+
+impl Packed {
+    pub(super) fn new(values: &[i8], [depth, columns]: [usize; 2]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if !is_exact() && Pairs::are_possible() {
+            return Self::Pairs(Pairs::pack(values, depth, columns));
+        }
+        let view = NdTensorView::from_data([depth, columns], values);
+        Self::Library(GEMM.with(|gemm| gemm.prepack_b(view)))
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::Library(matrix) => matrix.rows(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(pairs) => pairs.depth(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Library(matrix) => matrix.rows() * matrix.cols(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(pairs) => pairs.bytes(),
+        }
+    }
+
+    /// `[rows, depth] · [depth, columns]` without zero points, exact on every
+    /// machine.
+    pub(super) fn multiply(&self, a: &[u8], output: &mut [i32]) -> Result<()> {
+        match self {
+            Self::Library(matrix) => {
+                let shape = [a.len() / matrix.rows(), matrix.rows()];
+                let a = GemmInputA::Unpacked(NdTensorView::from_data(shape, a));
+                gemm(output, a, GemmInputB::Packed(matrix), GemmOptions::default())
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(pairs) => {
+                pairs.multiply(a, output);
+                Ok(())
+            }
+        }
+    }
 }
 
 fn is_uniform<T: PartialEq>(values: &[T]) -> bool {
@@ -546,12 +582,10 @@ mod tests {
                     let size = [depth, columns];
                     multiply_plainly((&a, &a_zeros), (&b, &b_zeros), size, &mut want);
                     assert_eq!(got, want, "{rows} {depth} {columns}");
-                    let view = NdTensorView::from_data([depth, columns], &*b);
-                    let packed = GEMM.with(|gemm| gemm.prepack_b(view));
-                    multiply_exactly(&a, &packed, &mut got).unwrap();
+                    Packed::new(&b, [depth, columns]).multiply(&a, &mut got).unwrap();
                     take_off_rows(&a_zeros, &sums_of_columns(&b, &vec![0; columns]), &mut got);
                     take_off_zeros((&a, &a_zeros), &b_zeros, depth, &mut got);
-                    assert_eq!(got, want, "exactly: {rows} {depth} {columns}");
+                    assert_eq!(got, want, "packed: {rows} {depth} {columns}");
                 }
             }
         }

@@ -1,15 +1,13 @@
 //! Integer products that end as floats: `MatMulIntegerToFloat`.
 
 use super::linear::float_values;
-use super::product::{
-    GEMM, Stack, gemm, is_exact, multiply_exactly, right, sums_of_columns, take_off_rows,
-};
+use super::product::{Packed, Stack, gemm, is_exact, right, sums_of_columns, take_off_rows};
 use crate::cpu::op::{Attributes, Inputs, OpContext, Operator, Outputs};
 use crate::cpu::ops::elementwise::Activation;
 use crate::cpu::ops::matmul::fused_activation;
 use crate::cpu::wide::{Loop, widest};
 use mortise_types::{DType, Error, NodeDef, Result, Tensor, Value};
-use rten_gemm::{GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams};
+use rten_gemm::{GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::NdTensorView;
 use smallvec::smallvec;
 
@@ -23,7 +21,7 @@ pub(super) struct MatMulIntegerToFloat {
 
 /// B in the layout of the kernels, and the sum of each column.
 struct Columns {
-    values: PackedBMatrix<i8>,
+    values: Packed,
     sums: Vec<i32>,
 }
 
@@ -83,8 +81,7 @@ impl Operator for MatMulIntegerToFloat {
         let (depth, columns) = (b.shape()[0], b.shape()[1]);
         let side = right(b, constant(5), columns)?;
         if side.zeros.iter().all(|zero| *zero == 0) {
-            let view = NdTensorView::from_data([depth, columns], &*side.values);
-            let values = GEMM.with(|gemm| gemm.prepack_b(view));
+            let values = Packed::new(&side.values, [depth, columns]);
             self.packed =
                 Some(Columns { values, sums: sums_of_columns(&side.values, &side.zeros) });
         }
@@ -92,9 +89,7 @@ impl Operator for MatMulIntegerToFloat {
     }
 
     fn packed_bytes(&self) -> usize {
-        let bytes = |Columns { values, sums }: &Columns| {
-            values.rows() * values.cols() + size_of_val(&**sums)
-        };
+        let bytes = |Columns { values, sums }: &Columns| values.bytes() + size_of_val(&**sums);
         self.packed.as_ref().map_or(0, bytes)
     }
 }
@@ -108,21 +103,25 @@ fn packed_sums(
     stack: &Stack,
 ) -> Result<Tensor> {
     let mut sums = ctx.allocate(DType::I32, &stack.shape)?;
-    let depth = packed.values.rows();
+    let depth = packed.values.depth();
     let rows = a.len() / depth;
     let zeros = stack.left_zeros(zero, rows)?;
     let values = a.as_slice::<u8>()?;
     ctx.control.check()?;
     let target = sums.as_mut_slice::<i32>()?;
-    if !is_exact() {
-        multiply_exactly(values, &packed.values, target)?;
-        take_off_rows(&zeros, &packed.sums, target);
-        return Ok(sums);
+    match &packed.values {
+        Packed::Library(matrix) if is_exact() => {
+            // The library takes the zero points off as it goes.
+            let a_quant = Some(QuantParams { zero_point: &zeros });
+            let options = GemmOptions { a_quant, ..GemmOptions::default() };
+            let a = GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], values));
+            gemm(target, a, GemmInputB::Packed(matrix), options)?;
+        }
+        other => {
+            other.multiply(values, target)?;
+            take_off_rows(&zeros, &packed.sums, target);
+        }
     }
-    let options =
-        GemmOptions { a_quant: Some(QuantParams { zero_point: &zeros }), ..GemmOptions::default() };
-    let a = GemmInputA::Unpacked(NdTensorView::from_data([rows, depth], values));
-    gemm(target, a, GemmInputB::Packed(&packed.values), options)?;
     Ok(sums)
 }
 
