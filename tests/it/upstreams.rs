@@ -167,6 +167,13 @@ fn a_restart_needs_no_upstream_and_one_that_is_back_is_asked_again() -> Result<(
         Ok(admin.rollout("sum")?["candidate"]["fallbacks"].as_u64() > Some(10))
     })?;
     ensure!(tag(&server, 2).is_err(), "a server that is stopped answered");
+    wait::until("the status to say so", LIMIT, || {
+        let obstacles = admin.rollout("sum")?["obstacles"].take();
+        Ok(obstacles[0].as_str().is_some_and(|it| it.starts_with("version 2: ")))
+    })?;
+    let metrics = mortise_tests::Client::new(server.metrics).get("/metrics")?.ok()?.text_whole();
+    let gone = "mortise_version_ready{endpoint=\"sum\",version=\"2\"} 0";
+    ensure!(metrics.contains(gone), "{metrics}");
     other.resume();
     wait::until("the upstream to be asked again", LIMIT, || {
         Ok(tag(&server, 2).is_ok_and(|tag| tag == 5.0))

@@ -111,6 +111,13 @@ fn endpoint_gauges(page: &mut Page, rows: &[Row]) {
         let is_ready = row.endpoint.readiness() == Readiness::Ready;
         page.line("mortise_endpoint_ready", &row.labels(), u64::from(is_ready));
     }
+    page.family("mortise_version_ready", "gauge", "1 when a version of an endpoint can answer");
+    for row in rows {
+        for (labels, revision) in row.revisions() {
+            let is_ready = row.endpoint.readiness_of(&revision) == Readiness::Ready;
+            page.line("mortise_version_ready", &labels, u64::from(is_ready));
+        }
+    }
     page.family("mortise_revision", "gauge", "number of the live revision");
     for row in rows {
         if let Some(revision) = row.endpoint.live() {

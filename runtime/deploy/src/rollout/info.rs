@@ -352,6 +352,8 @@ pub struct RolloutStatus {
     pub router_failure: Option<String>,
     /// Why the hook could not be told of a step, the last time that happened.
     pub hook_failure: Option<String>,
+    /// Why a version cannot answer now, one line each.
+    pub obstacles: Vec<String>,
     /// What is likely not meant.
     pub warnings: Vec<String>,
 }
@@ -396,6 +398,7 @@ impl From<&StoredRollout> for RolloutStatus {
             apart: progress.apart,
             router_failure: None,
             hook_failure: progress.hook_failure,
+            obstacles: Vec::new(),
             warnings: Vec::new(),
         }
     }

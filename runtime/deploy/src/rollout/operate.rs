@@ -255,9 +255,9 @@ impl Deployer {
     }
 
     fn rollout_status(&self, active: &Active) -> RolloutStatus {
-        let lineup = self.ctx.registry.endpoint(&active.row.endpoint);
-        let lineup = lineup.and_then(|endpoint| endpoint.lineup());
-        active.status(lineup.as_deref())
+        let name = &active.row.endpoint;
+        let lineup = self.ctx.registry.endpoint(name).and_then(|endpoint| endpoint.lineup());
+        RolloutStatus { obstacles: self.obstacles(name), ..active.status(lineup.as_deref()) }
     }
 
     fn active(&self, name: &str) -> Option<Arc<Mutex<Active>>> {

@@ -74,7 +74,8 @@ impl Deployer {
         if let Some(shared) = self.traffic_of(name) {
             let lineup = self.ctx.registry.endpoint(name).and_then(|endpoint| endpoint.lineup());
             let routing = lineup.as_ref().and_then(|lineup| lineup.routing());
-            return Ok(shared.lock().status(routing));
+            let obstacles = self.obstacles(name);
+            return Ok(TrafficStatus { obstacles, ..shared.lock().status(routing) });
         }
         let stored = self.ctx.store.traffic(name)?.ok_or_else(|| not_shared(name))?;
         Ok(TrafficStatus::not_loaded(stored))
@@ -250,6 +251,17 @@ impl Deployer {
 
     pub(crate) fn traffic_of(&self, name: &str) -> Option<Arc<Mutex<Traffic>>> {
         self.traffic.lock().get(name).cloned()
+    }
+
+    /// Why versions of an endpoint cannot answer now: another server that is gone, a
+    /// plugin in quarantine.
+    pub(crate) fn obstacles(&self, name: &str) -> Vec<String> {
+        let Some(endpoint) = self.ctx.registry.endpoint(name) else { return Vec::new() };
+        let obstacle = |revision: Arc<Revision>| {
+            let reason = endpoint.readiness_of(&revision).obstacle()?;
+            Some(format!("version {}: {reason}", revision.version()))
+        };
+        endpoint.revisions().into_iter().filter_map(obstacle).collect()
     }
 
     /// Everything that answers, the stable version first.

@@ -47,6 +47,8 @@ pub struct TrafficStatus {
     #[serde(flatten)]
     pub apart: RoutingTotals,
     pub router_failure: Option<String>,
+    /// Why a version cannot answer now, one line each.
+    pub obstacles: Vec<String>,
     /// What is likely not meant.
     pub warnings: Vec<String>,
     /// Why the versions beside the stable one do not serve, when they do not.

@@ -82,6 +82,7 @@ impl Traffic {
             versions: self.draft.members().enumerate().map(share).collect(),
             apart,
             router_failure: self.router_failure(),
+            obstacles: Vec::new(),
             warnings: router_warnings(&plan.router, plan.key.as_deref()),
             error: None,
         }
@@ -112,6 +113,7 @@ impl TrafficStatus {
             router_follows_weights: true,
             apart: RoutingTotals::default(),
             router_failure: None,
+            obstacles: Vec::new(),
             warnings: Vec::new(),
             error: Some(error),
         }

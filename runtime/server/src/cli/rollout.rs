@@ -198,8 +198,10 @@ pub(super) fn routing_notes(status: &Value) -> Vec<String> {
         let count = count("undecided_requests");
         lines.push(format!("ROUTER FAILED for {count} requests, which went to stable: {failure}"));
     }
-    let warnings = status["warnings"].as_array().into_iter().flatten();
-    lines.extend(warnings.filter_map(Value::as_str).map(|warning| format!("warning: {warning}")));
+    for (label, list) in [("NOT READY: ", "obstacles"), ("warning: ", "warnings")] {
+        let texts = status[list].as_array().into_iter().flatten().filter_map(Value::as_str);
+        lines.extend(texts.map(|text| format!("{label}{text}")));
+    }
     lines
 }
 
@@ -300,6 +302,7 @@ mod tests {
             "evidence": [{"test": "errors", "odds": 40.0, "limit": 40.0}],
             "reason": "it fails", "error": null, "key": "header:user", "keyless_requests": 7,
             "outside_requests": 3, "hook_failure": "no answer", "warnings": ["no key"],
+            "obstacles": ["version 2: it is gone"],
         });
         let text = view(&rollout);
         for want in [
@@ -316,6 +319,7 @@ mod tests {
             "2 requests to candidate were answered by the other version",
             "HOOK FAILED: no answer",
             "warning: no key",
+            "NOT READY: version 2: it is gone",
         ] {
             assert!(text.contains(want), "{want} is not in\n{text}");
         }
