@@ -96,7 +96,9 @@ fn a_good_version_is_promoted_and_bad_ones_are_rolled_back() -> Result<()> {
     ensure!(refused.message.contains("rollout"), "{refused}");
     let end = ended(&mut admin)?;
     assert_eq!((end["phase"].as_str(), live_version(&mut admin)?), (Some("promoted"), 2), "{end}");
-    assert_eq!(ask(&server, "any", &infer::path("sum"))?, ("2".to_owned(), "stable".to_owned()));
+    // Some of its requests fail, as they are to.
+    let answer = (0..20).find_map(|_| ask(&server, "any", &infer::path("sum")).ok());
+    assert_eq!(answer, Some(("2".to_owned(), "stable".to_owned())));
 
     admin.deploy("sum", &model(3.0, 0.3, 0).rollout(canary()))?;
     let end = ended(&mut admin)?;
