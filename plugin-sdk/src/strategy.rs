@@ -7,8 +7,9 @@ use std::marker::PhantomData;
 /// functions are pure: what must be remembered goes into the state.
 pub trait Strategy: 'static {
     /// Checks the configuration and says how the rollout begins. With a
-    /// `state`, takes over a rollout that is under way: from another version of
-    /// this strategy, or, with an empty state, from another strategy.
+    /// `state`, takes over a rollout that is under way. The state may be that of
+    /// another strategy: refuse what cannot be read as invalid, and `begin` is
+    /// called again with an empty one.
     ///
     /// # Errors
     /// The message reaches whoever deploys.

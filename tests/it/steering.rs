@@ -128,18 +128,25 @@ fn counts_of_requests_without_a_key_outlive_weights_and_the_rollout() -> Result<
     nobody(7)?;
     admin.steer_rollout("sum", "weight", &json!({"percent": 60}))?;
     nobody(5)?;
+    // A pause takes them from the strategy, and from nobody else.
+    admin.steer_rollout("sum", "pause", &Value::Null)?;
+    nobody(3)?;
+    admin.steer_rollout("sum", "resume", &Value::Null)?;
+    let status = admin.rollout("sum")?;
+    let requests = |variant: &str| status[variant]["requests"].as_u64().unwrap_or(0);
+    assert_eq!(requests("stable") + requests("candidate"), 15, "{status}");
     let shown = metrics(&server)?;
     for line in [
-        "mortise_router_keyless_total{endpoint=\"sum\"} 12",
+        "mortise_router_keyless_total{endpoint=\"sum\"} 15",
         "mortise_rollout_weight{endpoint=\"sum\",version=\"2\"} 0.6",
         "mortise_rollout_paused{endpoint=\"sum\",version=\"2\"} 0",
     ] {
         ensure!(shown.contains(line), "{line} is not in\n{shown}");
     }
-    assert_eq!(admin.rollout("sum")?["keyless_requests"], 12);
+    assert_eq!(admin.rollout("sum")?["keyless_requests"], 15);
     admin.steer_rollout("sum", "promote", &Value::Null)?;
     let end = admin.rollout("sum")?;
-    assert_eq!(end["keyless_requests"], 12, "{end}");
+    assert_eq!(end["keyless_requests"], 15, "{end}");
     assert_eq!(end["sampled_keys"]["weight_percent"], 60.0, "{end}");
     Ok(())
 }

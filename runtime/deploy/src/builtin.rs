@@ -9,7 +9,7 @@ pub(crate) struct Builtin {
     pub(crate) component: Bytes,
 }
 
-/// Least similarity (Jaro-Winkler) at which a plugin is suggested.
+/// Least similarity (Jaro-Winkler) at which a name is suggested.
 const SIMILAR: f64 = 0.8;
 
 /// Says that no first-party plugin of the wanted kinds has this name, and which
@@ -22,7 +22,7 @@ pub fn unknown_plugin<'a>(
     let known = known.filter(|(_, world)| wanted.contains(world));
     let mut names: Vec<&str> = known.map(|(name, _)| name).collect();
     names.sort_unstable();
-    let near = nearest(name, &names).map(|near| format!("; did you mean {near}?"));
+    let near = nearest(name, names.iter().copied()).map(|near| format!("; did you mean {near}?"));
     names.push("or your own as a .wasm file");
     let kinds: Vec<String> = wanted.iter().map(World::to_string).collect();
     Error::invalid(format!(
@@ -33,9 +33,10 @@ pub fn unknown_plugin<'a>(
     ))
 }
 
-fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
-    let likeness = |other: &&'a str| (strsim::jaro_winkler(name, other), *other);
-    let nearest = names.iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0));
+/// The known name that was likely meant, if any.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |other: &'a str| (strsim::jaro_winkler(name, other), other);
+    let nearest = known.map(likeness).max_by(|a, b| a.0.total_cmp(&b.0));
     nearest.filter(|(likeness, _)| *likeness >= SIMILAR).map(|(_, name)| name)
 }
 

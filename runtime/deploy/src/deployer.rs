@@ -37,6 +37,8 @@ pub struct Deployer {
     /// Traffic that several versions share outside of rollouts, by endpoint.
     pub(crate) traffic: Mutex<HashMap<String, Arc<Mutex<Traffic>>>>,
     pub(crate) loaded: Loaded,
+    /// Held while a stored rollout takes in reports: two at once would lose one.
+    pub(crate) late_reports: Mutex<()>,
     /// Endpoints that something is being done to.
     busy: Mutex<HashMap<String, Busy>>,
 }
@@ -75,6 +77,7 @@ impl Deployer {
             rollouts: Mutex::default(),
             traffic: Mutex::default(),
             loaded: Loaded::default(),
+            late_reports: Mutex::default(),
             busy: Mutex::default(),
             ctx: Context {
                 store,

@@ -33,7 +33,7 @@ mod traffic;
 mod upstream;
 
 pub use background::{lower_priority, only_when_idle};
-pub use builtin::unknown_plugin;
+pub use builtin::{nearest, unknown_plugin};
 pub use config::{BuiltinPlugin, DeployConfig, DeployLimits};
 pub use deployer::Deployer;
 pub use generate::rows as example_rows;

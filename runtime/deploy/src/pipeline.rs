@@ -393,10 +393,10 @@ impl Intake<'_> {
         request: DeployRequest,
         numbers: Numbers,
     ) -> Result<(String, VersionInfo)> {
-        let model = self.part(&[World::Model], request.plugin, request.assets, request.config)?;
+        let model = self.part(World::Model, request.plugin, request.assets, request.config)?;
         let transforms = request.transforms.into_iter();
         let transforms =
-            transforms.map(|it| self.part(&[World::Transform], it.plugin, it.assets, it.config));
+            transforms.map(|it| self.part(World::Transform, it.plugin, it.assets, it.config));
         let transforms = transforms.collect::<Result<_>>()?;
         let (tests_digest, test_data) = match request.tests {
             Some(tests) => {
@@ -420,17 +420,17 @@ impl Intake<'_> {
         Ok((request.name, version))
     }
 
-    /// `worlds` are what the plugin may be, for when there is none of its name.
+    /// `world` is what the plugin is to be, for when there is none of its name.
     fn part(
         &mut self,
-        worlds: &[World],
+        world: World,
         plugin: PluginRef,
         assets: Vec<NamedUpload>,
         config: Map<String, Value>,
     ) -> Result<PartInfo> {
         let (plugin, plugin_digest) = match plugin {
             PluginRef::Builtin(name) => {
-                let digest = self.ctx.builtin(&name, worlds)?.digest.clone();
+                let digest = self.ctx.builtin(&name, world)?.digest.clone();
                 (name, digest)
             }
             PluginRef::Uploaded { name, .. } if [ENSEMBLE, UPSTREAM].contains(&name.as_str()) => {
@@ -533,7 +533,7 @@ impl Context {
         config: Map<String, Value>,
     ) -> Result<(PartInfo, Pin)> {
         let mut intake = Intake { ctx: self, endpoint: String::new(), uploads: Vec::new() };
-        let part = intake.part(&[world], plugin, Vec::new(), config)?;
+        let part = intake.part(world, plugin, Vec::new(), config)?;
         let pin = self.store.blobs().pin(vec![part.plugin_digest.clone()]);
         let mut uploads = intake.uploads;
         if let Some(builtin) = self.builtins.get(&part.plugin)
@@ -548,13 +548,13 @@ impl Context {
         Ok((part, pin))
     }
 
-    fn builtin(&self, name: &str, worlds: &[World]) -> Result<&Builtin> {
+    fn builtin(&self, name: &str, world: World) -> Result<&Builtin> {
         self.builtins.get(name).ok_or_else(|| {
             let known = self.builtins.iter().filter_map(|(name, builtin)| {
                 let plugin = self.toolchain.verify(&builtin.digest, builtin.component.clone());
                 Some((name.as_str(), plugin.ok()?.world()))
             });
-            unknown_plugin(name, worlds, known)
+            unknown_plugin(name, &[world], known)
         })
     }
 }

@@ -89,8 +89,10 @@ pub enum Place {
 pub struct RouteChoice {
     /// Index into the variants.
     pub variant: usize,
-    /// Bit `i` sends a copy to variant `i`.
+    /// Bit `i` sends a copy to variant `i`; never the one that answers.
     pub shadow: u32,
+    /// The request takes no part in an experiment.
+    pub is_outside: bool,
 }
 
 /// Something that became known about answers of a version.
@@ -283,7 +285,10 @@ impl RouterPlugin {
     fn check(&self, choice: raw::Choice) -> Result<RouteChoice, Failure> {
         let variant = choice.index as usize;
         if variant < self.variants.len() {
-            return Ok(RouteChoice { variant, shadow: choice.shadow });
+            // What the contract means by the bit of the variant that answers.
+            let own = 1 << choice.index;
+            let (shadow, is_outside) = (choice.shadow & !own, choice.shadow & own != 0);
+            return Ok(RouteChoice { variant, shadow, is_outside });
         }
         let error = Error::plugin(format!(
             "plugin \"{}\" chose variant {variant} of {}",

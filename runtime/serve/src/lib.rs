@@ -53,6 +53,7 @@ pub use stage::{CustomStage, Stage, StageRun};
 pub use stats::{LATENCY_BOUNDS_US, StatsSnapshot};
 pub use upstream::{Upstream, UpstreamAnswer};
 pub use variant_stats::{
-    MetricMoments, ShadowSnapshot, VARIANT_LATENCY_BUCKETS, VariantStats, VariantStatsSnapshot,
+    MetricMoments, ShadowSnapshot, VARIANT_LATENCY_BUCKETS, VARIANT_MAX_METRICS, VariantStats,
+    VariantStatsSnapshot,
 };
 pub use version_stats::{BatchStats, DurationCount, Timings, VersionStatsSnapshot};

@@ -1,5 +1,5 @@
 use crate::revision::Revision;
-use crate::routing::{RequestFacts, Routing, is_outside};
+use crate::routing::{RequestFacts, Routing};
 use crate::variant_stats::VariantStats;
 use mortise_types::{Error, Result, Tensor};
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl Route {
     }
 
     pub(crate) fn has_shadows(&self) -> bool {
-        self.shadows().next().is_some()
+        self.shadow != 0
     }
 }
 
@@ -180,7 +180,7 @@ impl Lineup {
         };
         let origin = match choice {
             Some(None) => Origin::Kept,
-            Some(Some(choice)) if is_outside(&choice) => Origin::Outside,
+            Some(Some(choice)) if choice.is_outside => Origin::Outside,
             // Without a router everything is the stable variant's.
             Some(Some(_)) | None => Origin::Routed,
         };

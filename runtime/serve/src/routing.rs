@@ -159,7 +159,7 @@ impl Routing {
         let choice = self.router.route(key, seed, matched);
         match &choice {
             None => drop(self.counts.undecided.fetch_add(1, Ordering::Relaxed)),
-            Some(choice) if is_outside(choice) => {
+            Some(choice) if choice.is_outside => {
                 self.counts.outside.fetch_add(1, Ordering::Relaxed);
             }
             Some(choice) => self.sample.note(mix(key ^ SAMPLE_SEED), choice.variant),
@@ -172,13 +172,6 @@ impl Routing {
         let probes = self.router.probes().iter().enumerate();
         probes.fold(0, |matched, (at, probe)| matched | u64::from(matches(probe, facts)) << at)
     }
-}
-
-/// Whether the router keeps a request out of its experiment: it marks the variant
-/// that answers as one that gets a copy.
-pub(crate) fn is_outside(choice: &RouteChoice) -> bool {
-    let mark = u32::try_from(choice.variant).ok().and_then(|bit| 1u32.checked_shl(bit));
-    mark.is_some_and(|mark| choice.shadow & mark != 0)
 }
 
 fn matches(probe: &Probe, facts: &dyn RequestFacts) -> bool {

@@ -37,7 +37,7 @@ impl Router for MirrorAll {
     }
 
     fn route(&self, _key_hash: u64, _seed: u64, _matched: u64) -> Option<RouteChoice> {
-        Some(RouteChoice { variant: 0, shadow: !1 })
+        Some(RouteChoice { variant: 0, shadow: !1, is_outside: false })
     }
 
     fn stats(&self) -> RouterStats {

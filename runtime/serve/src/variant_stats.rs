@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const VARIANT_LATENCY_BUCKETS: usize = 90;
 
 /// Metrics with different names that one variant keeps.
-const MAX_METRICS: usize = 64;
+pub const VARIANT_MAX_METRICS: usize = 64;
 
 /// Of the newest failure's message.
 const MAX_ERROR_CHARS: usize = 256;
@@ -142,7 +142,7 @@ impl VariantStats {
     /// the variant has as many metrics as it keeps.
     pub fn report(&self, metric: &str, values: MetricMoments) -> bool {
         let mut metrics = self.metrics.lock();
-        if !metrics.contains_key(metric) && metrics.len() >= MAX_METRICS {
+        if !metrics.contains_key(metric) && metrics.len() >= VARIANT_MAX_METRICS {
             return false;
         }
         let known = metrics.entry(metric.to_string()).or_default();
@@ -252,7 +252,7 @@ mod tests {
         let one = MetricMoments { count: 1, sum: 2.0, sum_of_squares: 4.0 };
         assert!(stats.report("revenue", one) && stats.report("revenue", one));
         assert_eq!(stats.snapshot().metrics["revenue"].sum, 4.0);
-        assert!((1..MAX_METRICS).all(|index| stats.report(&index.to_string(), one)));
+        assert!((1..VARIANT_MAX_METRICS).all(|index| stats.report(&index.to_string(), one)));
         assert!(!stats.report("one more", one));
     }
 }

@@ -63,6 +63,15 @@ impl Active {
         progress
     }
 
+    /// Counts what happened since the last evaluation as no evidence: the strategy
+    /// is not shown it.
+    pub(crate) fn leave_out(&mut self) {
+        let seen = self.snapshot();
+        self.row.progress = self.progress(&seen);
+        self.seen = seen;
+        self.counted_at = Instant::now();
+    }
+
     /// Users of both versions, as the lineup that serves has sampled them.
     pub(crate) fn sampled(&self, lineup: Option<&Lineup>) -> SampledKeys {
         let routing = lineup.and_then(Lineup::routing);

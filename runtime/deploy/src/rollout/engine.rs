@@ -202,8 +202,7 @@ impl Deployer {
         active.router = router;
         if is_first {
             // The strategy's time begins with the traffic.
-            active.seen = active.snapshot();
-            active.counted_at = Instant::now();
+            active.leave_out();
         }
         let action = if is_first { BEGIN } else { SET_WEIGHT };
         tell(active, "after_step", action, before.weight, reason);

@@ -1,7 +1,9 @@
 use crate::request::PluginRef;
 use crate::status::PartInfo;
 use mortise_host::{Moments, Window};
-use mortise_serve::{MetricMoments, RoutingSnapshot, ShadowSnapshot, VariantStatsSnapshot};
+use mortise_serve::{
+    MetricMoments, RoutingSnapshot, ShadowSnapshot, VARIANT_MAX_METRICS, VariantStatsSnapshot,
+};
 use mortise_types::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -173,7 +175,7 @@ impl StoredRollout {
                 version => return Err(no_share(version)),
             };
             let metrics = &mut totals.metrics;
-            if !metrics.contains_key(&report.metric) && metrics.len() >= MAX_LATE_METRICS {
+            if !metrics.contains_key(&report.metric) && metrics.len() >= VARIANT_MAX_METRICS {
                 return Err(too_many_metrics(&report.metric));
             }
             let sums = metrics.entry(report.metric.clone()).or_default();
@@ -184,9 +186,6 @@ impl StoredRollout {
         Ok(())
     }
 }
-
-/// Metrics with different names that are kept with a rollout that has ended.
-const MAX_LATE_METRICS: usize = 64;
 
 pub(super) fn no_share(version: u64) -> Error {
     Error::not_found(format!("version {version} has no share in the traffic"))

@@ -187,6 +187,7 @@ impl Deployer {
     }
 
     fn report_late(&self, name: &str, reports: &[MetricReport]) -> Result<()> {
+        let _turn = self.late_reports.lock();
         let last = self.ctx.store.last_rollout(name)?;
         let mut row = last.ok_or_else(|| self.no_rollout(name))?;
         row.report(reports)?;
@@ -228,13 +229,12 @@ impl Deployer {
         if active.row.phase == phase {
             return Ok(self.rollout_status(&active));
         }
+        if phase == Phase::Running {
+            active.leave_out();
+        }
         let row = StoredRollout { phase, ..active.row.clone() };
         let audit = audit(&row, who, "rollout_phase", action.to_string());
         self.ctx.store.save_rollout(&row, Some(&audit))?;
-        if phase == Phase::Running {
-            active.seen = active.snapshot();
-            active.counted_at = Instant::now();
-        }
         active.row = row;
         Ok(self.rollout_status(&active))
     }

@@ -1,9 +1,6 @@
 use anyhow::{Result, bail};
 use toml::{Table, Value};
 
-/// Least similarity (Jaro-Winkler) at which a known key is suggested.
-const SIMILAR: f64 = 0.8;
-
 /// Refuses keys of `given` that `known` does not have, at any depth.
 ///
 /// # Errors
@@ -25,15 +22,9 @@ fn refuse_below(path: &str, given: &Table, known: &Table) -> Result<()> {
 }
 
 fn advice(path: &str, key: &str, known: &Table) -> String {
-    let closest = known
-        .keys()
-        .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match closest {
-        Some((similarity, candidate)) if similarity >= SIMILAR => {
-            format!("did you mean `{candidate}`?")
-        }
-        _ => {
+    match mortise_deploy::nearest(key, known.keys().map(String::as_str)) {
+        Some(candidate) => format!("did you mean `{candidate}`?"),
+        None => {
             let keys: Vec<&str> = known.keys().map(String::as_str).collect();
             let of = if path.is_empty() { String::new() } else { format!(" of `{path}`") };
             format!("known keys{of}: {}", keys.join(", "))

@@ -84,6 +84,7 @@ pub(super) fn replay(
 fn decision(number: u64, choice: Option<&RouteChoice>, versions: &[u64], as_json: bool) -> String {
     let version = choice.and_then(|choice| versions.get(choice.variant));
     let shadow = choice.map_or(0, |choice| choice.shadow);
+    let is_outside = choice.is_some_and(|choice| choice.is_outside);
     let copies: Vec<u64> = versions
         .iter()
         .enumerate()
@@ -91,10 +92,14 @@ fn decision(number: u64, choice: Option<&RouteChoice>, versions: &[u64], as_json
         .map(|(_, &version)| version)
         .collect();
     match (as_json, version) {
-        (true, version) => {
-            json!({"record": number, "version": version, "copies": copies}).to_string()
-        }
+        (true, version) => json!({
+            "record": number, "version": version, "copies": copies, "outside": is_outside,
+        })
+        .to_string(),
         (false, None) => format!("{number:>7} undecided: the stable version answers"),
+        (false, Some(version)) if is_outside => {
+            format!("{number:>7} version {version}, outside of the experiment")
+        }
         (false, Some(version)) if copies.is_empty() => format!("{number:>7} version {version}"),
         (false, Some(version)) => format!("{number:>7} version {version}, copied to {copies:?}"),
     }
@@ -108,6 +113,7 @@ fn summary(versions: &[u64], counts: &[u64], routing: &Routing, as_json: bool) -
             "requests": by_version,
             "keyless": routing.counts().keyless,
             "undecided": routing.counts().undecided,
+            "outside": routing.counts().outside,
             "failure": routing.stats().last_failure,
         })
         .to_string();
