@@ -15,6 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// The part of the usual bound below which runs stay where they were received
+/// when others wait there too: about what it costs to hand one on.
+const CROWDED: u32 = 4;
+
 /// One request for an inference. `..InferCall::default()` fills in what a
 /// protocol does not have.
 #[derive(Clone, Default)]
@@ -43,6 +47,9 @@ pub struct InferCall<'a> {
     pub trace: Option<&'a TraceContext>,
     /// Where the steps of an ensemble are noted, of a request that is traced.
     pub steps: Option<&'a StepLog>,
+    /// Whether more requests wait for the thread that received this one, and can
+    /// go to no other: only very short runs stay there then.
+    pub is_crowded: bool,
 }
 
 /// A request's place in a sequence.
@@ -383,7 +390,11 @@ impl Registry {
         permit: Permit,
     ) -> Result<Done> {
         let Request { revision, limits, .. } = request;
-        if !self.runs_in_place(revision, byte_len(&inputs)) {
+        let bound = match limits.is_crowded {
+            true => self.config.in_place_below / CROWDED,
+            false => self.config.in_place_below,
+        };
+        if !self.runs_in_place(revision, byte_len(&inputs), bound) {
             return self.run_queued(request, inputs, permit).await;
         }
         // A plugin may turn out to be slow. Then the run begins again elsewhere.
@@ -412,16 +423,15 @@ impl Registry {
             false => own.map_or(latest, |own| own.min(latest)),
         };
         let (timeout, priority) = (call.timeout, call.priority);
-        Limits { arrived, deadline, timeout, priority, has_fallback }
+        let is_crowded = call.is_crowded;
+        Limits { arrived, deadline, timeout, priority, has_fallback, is_crowded }
     }
 
     /// Short runs stay on the thread that received them while nothing waits.
-    fn runs_in_place(&self, revision: &Revision, input_bytes: usize) -> bool {
+    fn runs_in_place(&self, revision: &Revision, input_bytes: usize, bound: Duration) -> bool {
         revision.batcher.lets_pass()
             && revision.in_place.is_allowed(|| self.config.clock.now())
-            && revision
-                .predicted_time(input_bytes)
-                .is_some_and(|time| time < self.config.in_place_below)
+            && revision.predicted_time(input_bytes).is_some_and(|time| time < bound)
     }
 
     /// # Errors
@@ -500,6 +510,7 @@ struct Limits {
     timeout: Option<Duration>,
     priority: u64,
     has_fallback: bool,
+    is_crowded: bool,
 }
 
 /// One try to answer a request.

@@ -267,3 +267,26 @@ async fn short_plugins_run_where_requests_arrive_and_slow_calls_begin_again_else
     let endpoint = registry.endpoint("m").unwrap();
     assert_eq!(endpoint.stats().in_flight, 0);
 }
+
+#[tokio::test]
+async fn where_others_wait_for_the_thread_only_very_short_runs_stay_on_it() {
+    let in_place_below = Duration::from_millis(800);
+    let config = ServeConfig { in_place_below, compute_threads: 2, ..ServeConfig::default() };
+    let registry = Registry::new(config).unwrap();
+    let ran_on = Arc::new(Mutex::new(std::thread::current().id()));
+    let noted = ran_on.clone();
+    let stage = direct("m", &[spec("x")], &[spec("y")], move |inputs| {
+        *noted.lock() = std::thread::current().id();
+        std::thread::sleep(Duration::from_millis(220));
+        Ok(inputs)
+    });
+    publish(&registry, stage, ServingOptions::default());
+    let here = std::thread::current().id();
+    // Nothing is known of its time yet.
+    registry.infer(call(&[1.0])).await.unwrap();
+    assert_ne!(*ran_on.lock(), here);
+    registry.infer(call(&[1.0])).await.unwrap();
+    assert_eq!(*ran_on.lock(), here);
+    registry.infer(InferCall { is_crowded: true, ..call(&[1.0]) }).await.unwrap();
+    assert_ne!(*ran_on.lock(), here);
+}

@@ -8,6 +8,7 @@ use crate::control;
 use crate::grpc::{self, GrpcServer};
 use crate::hooks::WebHooks;
 use crate::metrics::Metrics;
+use crate::net::Workers;
 use crate::plane::Plane;
 use crate::plane::logging::LogControl;
 use crate::upstream;
@@ -29,6 +30,10 @@ use tokio::task::JoinSet;
 
 /// Name of the hidden command that compiles one component.
 pub(crate) const COMPILE_COMMAND: &str = "__compile-plugin";
+
+/// Threads for all but the requests of the data plane: accepting, the admin API,
+/// metrics.
+const CONTROL_THREADS: usize = 2;
 
 /// How long the last traces may take when the server ends.
 const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,8 +64,8 @@ where
 {
     one_rayon_thread()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.worker_threads)
-        .thread_name("mortise-io")
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("mortise-control")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
@@ -92,6 +97,8 @@ where
     let stages = Arc::new(StageFeed::default());
     let app = open(&config, stages.clone()).await?;
     let token = Token::load_or_create(&config.store_dir)?;
+    let workers = Workers::start(config.worker_threads)
+        .context("cannot start the threads that serve connections")?;
     let listeners = Listeners::bind(&config).await?;
     let running = listeners.running(&config.store_dir, &token)?;
     let admin = Admin::new(app.clone(), token, stages, running.addresses());
@@ -100,10 +107,17 @@ where
     let (trigger, shutdown) = Shutdown::new();
     let mut tasks = JoinSet::new();
     let plane = Arc::new(Plane::new(app.clone(), Arc::new(logging)));
-    tasks.spawn(http::serve_http(listeners.http, app.clone(), plane.clone(), shutdown.clone()));
+    tasks.spawn(http::serve_http(
+        listeners.http,
+        workers.clone(),
+        app.clone(),
+        plane.clone(),
+        shutdown.clone(),
+    ));
     let grpc_server = GrpcServer::new(plane, config.grpc.clone(), shutdown.clone())?;
     tasks.spawn(grpc::serve_grpc(
         listeners.grpc,
+        workers.clone(),
         app.tls.clone(),
         Arc::new(grpc_server),
         shutdown.clone(),

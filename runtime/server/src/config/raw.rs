@@ -205,7 +205,7 @@ section! {
         /// Bytes of inputs that all requests under way may hold together.
         max_admitted_bytes: u64 = 512 << 20,
         /// Graphs predicted to run shorter than this run where the request was
-        /// received.
+        /// received; a quarter of it where others of its connection wait there too.
         in_place_below_us: u64 = 200,
         /// How long a replaced revision is kept for its open sequences.
         sequence_drain_timeout_ms: u64 = 60_000,
@@ -308,7 +308,8 @@ section! {
 section! {
     /// The process.
     Server {
-        /// Threads that handle connections; 0 for one a core.
+        /// Threads that handle connections; 0 for one a core. A connection stays
+        /// on one, and so do the runs that are short enough for `in_place_below_us`.
         worker_threads: u64 = 0,
         /// After the server was told to stop: how long it still takes connections,
         /// not ready any more, so that clients learn to go elsewhere.

@@ -1,5 +1,6 @@
 use super::Service;
 use crate::auth::Client;
+use crate::net::Crowded;
 use crate::plane::infer::{Asked, Origin};
 use crate::plane::{is_large, off_worker};
 use crate::trace::{Protocol, RequestTrace};
@@ -23,13 +24,15 @@ pub(super) struct Caller {
     metadata: Arc<MetadataMap>,
     /// Who showed an API key.
     client: Option<Client>,
+    /// Whether more requests of the connection were under way.
+    is_crowded: bool,
 }
 
 impl Caller {
     /// Of a request within a stream, which begins later than the call.
-    pub(super) fn again(&self, limit: Duration) -> Self {
+    pub(super) fn again(&self, limit: Duration, is_crowded: bool) -> Self {
         let arrived = Instant::now();
-        Self { arrived, latest: arrived + limit, ..self.clone() }
+        Self { arrived, latest: arrived + limit, is_crowded, ..self.clone() }
     }
 }
 
@@ -39,7 +42,9 @@ impl Service {
         let limit = self.settings.request_timeout;
         let limit = timeout(&metadata).map_or(limit, |asked| asked.min(limit));
         let client = extensions.get::<Client>().cloned();
-        Caller { arrived, latest: arrived + limit, metadata: Arc::new(metadata), client }
+        let is_crowded = extensions.get::<Crowded>().is_some();
+        let metadata = Arc::new(metadata);
+        Caller { arrived, latest: arrived + limit, metadata, client, is_crowded }
     }
 
     pub(super) async fn infer(
@@ -106,6 +111,7 @@ impl Service {
             client: caller.client.as_ref(),
             trace: trace.context(),
             steps: trace.steps(),
+            is_crowded: caller.is_crowded,
         };
         let answer = self.plane.infer(asked, request).await?;
         trace.answered(*decoded, &answer);

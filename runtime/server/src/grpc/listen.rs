@@ -1,7 +1,8 @@
 use super::GrpcServer;
 use crate::app::Shutdown;
 use crate::net::{
-    Acceptor, Activity, Listening, RequestUnderWay, Table, Timeouts, Tls, Transport, Watched, drive,
+    Acceptor, Activity, Crowded, Listening, RequestUnderWay, Table, Timeouts, Tls, Transport,
+    Watched, Workers, drive,
 };
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -25,6 +26,7 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// way finish.
 pub(crate) async fn serve_grpc(
     listener: TcpListener,
+    workers: Arc<Workers>,
     tls: Option<Arc<Tls>>,
     server: Arc<GrpcServer>,
     mut shutdown: Shutdown,
@@ -37,6 +39,7 @@ pub(crate) async fn serve_grpc(
     };
     let listening = Listening {
         listener,
+        workers,
         table: Table::new(timeouts),
         max_connections: settings.max_connections,
         tls,
@@ -68,8 +71,11 @@ async fn serve_http2<S: Transport>(
     activity.set_multiplexed();
     let settings = server.settings.clone();
     let of_call = activity.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (server, under_way) = (server.clone(), of_call.request());
+        if of_call.is_crowded() {
+            request.extensions_mut().insert(Crowded);
+        }
         async move {
             let (head, body) = server.answer(request).await.into_parts();
             let body = CallBody { body, _under_way: under_way };

@@ -102,7 +102,12 @@ async fn read(
             () = stopping.requested() => return,
         };
         match message {
-            Ok(Some(message)) => room.send(service.start(message, &caller).await),
+            Ok(Some(message)) => {
+                let is_crowded = sender.max_capacity() - sender.capacity() > 1;
+                let limit = service.settings.request_timeout;
+                let caller = caller.again(limit, is_crowded);
+                room.send(service.start(message, caller).await);
+            }
             Ok(None) => return,
             Err(status) => return room.send(Pending::Done(Box::new(Err(status)))),
         }
@@ -110,8 +115,7 @@ async fn read(
 }
 
 impl Service {
-    async fn start(&self, message: ModelInferRequest, caller: &Caller) -> Pending {
-        let caller = caller.again(self.settings.request_timeout);
+    async fn start(&self, message: ModelInferRequest, caller: Caller) -> Pending {
         let id = message.id().to_owned();
         let decoded = match self.decode(message, &caller).await {
             Ok(decoded) => decoded,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::app::ShutdownTrigger;
 use crate::auth::{ApiKeys, add_key};
+use crate::net::Workers;
 use crate::plane::{Permits, testing};
 use bytes::Bytes;
 use http::Uri;
@@ -121,7 +122,8 @@ async fn start(permits: Permits, keys: Option<Arc<ApiKeys>>) -> Running {
     let server = GrpcServer::new(plane.clone(), settings, shutdown.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve_grpc(listener, None, Arc::new(server), shutdown));
+    let workers = Workers::start(2).unwrap();
+    tokio::spawn(serve_grpc(listener, workers, None, Arc::new(server), shutdown));
     Running { address, plane, _stop: trigger }
 }
 

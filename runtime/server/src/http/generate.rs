@@ -6,6 +6,7 @@ use super::infer::Target;
 use super::reply::{self, JSON, Reply};
 use super::route::Generate;
 use super::{DataPlane, body};
+use crate::net::Crowded;
 use crate::plane::infer::{Asked, Origin};
 use crate::trace::{Protocol, RequestTrace};
 use bytes::Bytes;
@@ -75,6 +76,7 @@ async fn respond(
         client: client.as_ref(),
         trace: trace.context(),
         steps: trace.steps(),
+        is_crowded: head.extensions.get::<Crowded>().is_some(),
     };
     let answer = plane.infer(asked, &mut request).await?;
     trace.answered(decoded, &answer);

@@ -3,6 +3,7 @@ use super::body;
 use super::encoding;
 use super::reply::{self, BINARY, Body, HEADER_LENGTH, JSON, Reply};
 use crate::auth::Client;
+use crate::net::Crowded;
 use crate::plane::infer::{Asked, Origin};
 use crate::plane::regions::Regions;
 use crate::plane::{is_large, off_worker};
@@ -93,6 +94,7 @@ async fn respond(
         client: client.as_ref(),
         trace: trace.context(),
         steps: trace.steps(),
+        is_crowded: head.extensions.get::<Crowded>().is_some(),
     };
     let answer = plane.infer(asked, &mut request).await?;
     trace.answered(decoded, &answer);

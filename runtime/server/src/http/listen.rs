@@ -1,5 +1,8 @@
 use super::{DataPlane, answer};
-use crate::net::{Acceptor, Activity, Listening, Table, Timeouts, Tls, Transport, Watched, drive};
+use crate::net::{
+    Acceptor, Activity, Crowded, Listening, Table, Timeouts, Tls, Transport, Watched, Workers,
+    drive,
+};
 use http::{Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -27,6 +30,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// requests.
 pub(super) async fn serve(
     listener: TcpListener,
+    workers: Arc<Workers>,
     tls: Option<Arc<Tls>>,
     plane: Arc<DataPlane>,
     stop: impl Future<Output = ()>,
@@ -35,6 +39,7 @@ pub(super) async fn serve(
     let timeouts = Timeouts { header: settings.header_timeout, idle: settings.idle_timeout };
     let listening = Listening {
         listener,
+        workers,
         table: Table::new(timeouts),
         max_connections: settings.max_connections,
         tls,
@@ -97,8 +102,11 @@ async fn serve_http2<S: Transport>(
     activity.set_multiplexed();
     let max_header_bytes = u32::try_from(plane.settings.max_header_bytes).unwrap_or(u32::MAX);
     let of_request = activity.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (plane, under_way) = (plane.clone(), of_request.request());
+        if of_request.is_crowded() {
+            request.extensions_mut().insert(Crowded);
+        }
         async move {
             let reply = answer(&plane, request).await;
             drop(under_way);

@@ -17,6 +17,7 @@ mod tests;
 
 use crate::app::{App, Shutdown};
 use crate::config::HttpSettings;
+use crate::net::Workers;
 use crate::plane::Plane;
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -31,6 +32,7 @@ use tokio::net::TcpListener;
 /// requests under way finish.
 pub(crate) async fn serve_http(
     listener: TcpListener,
+    workers: Arc<Workers>,
     app: Arc<App>,
     plane: Arc<Plane>,
     mut shutdown: Shutdown,
@@ -38,7 +40,7 @@ pub(crate) async fn serve_http(
     let settings = app.config.http.clone();
     let plane = DataPlane { settings, plane };
     let stop = async move { shutdown.requested().await };
-    listen::serve(listener, app.tls.clone(), Arc::new(plane), stop).await;
+    listen::serve(listener, workers, app.tls.clone(), Arc::new(plane), stop).await;
 }
 
 /// The data plane over HTTP.

@@ -36,7 +36,9 @@ fn serve_with(change: impl FnOnce(&mut HttpSettings), permits: Permits) -> Serve
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = listen::serve(listener, None, plane.clone(), async move { drop(stopped.await) });
+    let workers = Workers::start(2).unwrap();
+    let serving =
+        listen::serve(listener, workers, None, plane.clone(), async move { drop(stopped.await) });
     runtime.spawn(serving);
     Server { address, plane, _stop: stop, _runtime: runtime }
 }

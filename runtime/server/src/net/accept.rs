@@ -1,6 +1,7 @@
 use super::table::{Activity, Registered, TICK, Table};
 use super::tls::Tls;
 use super::watched::Watched;
+use super::workers::Workers;
 use mortise_observe::ConnectionCounters;
 use std::io;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) trait Acceptor: Send + Sync + 'static {
 /// One listener of the data plane.
 pub(crate) struct Listening {
     pub(crate) listener: TcpListener,
+    pub(crate) workers: Arc<Workers>,
     pub(crate) table: Arc<Table>,
     pub(crate) max_connections: usize,
     pub(crate) tls: Option<Arc<Tls>>,
@@ -67,8 +69,8 @@ impl Listening {
             () = self.table.watch(on_timeout) => {}
             () = stopped => {}
         }
-        let Self { listener, table, tls, counters, .. } = self;
-        let opening = Opening { table: &table, tls: &tls, counters: &counters };
+        let Self { listener, workers, table, tls, counters, .. } = self;
+        let opening = Opening { workers: &workers, table: &table, tls: &tls, counters: &counters };
         if let Err(error) = accept_backlog(listener, &opening, &acceptor, &slots) {
             tracing::debug!(%error, "connections that waited to be accepted were reset");
         }
@@ -80,10 +82,11 @@ impl Listening {
 
     async fn accept_all<A: Acceptor>(&self, acceptor: &Arc<A>, slots: &Arc<Semaphore>) {
         loop {
-            match self.listener.accept().await {
+            let accepted = self.listener.accept().await;
+            match accepted.and_then(|(stream, _peer)| stream.into_std()) {
                 // Room is made for a connection that is there, not for one that
                 // may come.
-                Ok((stream, _peer)) => {
+                Ok(stream) => {
                     let slot = self.slot(slots).await;
                     self.opening().open(acceptor, stream, slot);
                 }
@@ -97,7 +100,8 @@ impl Listening {
     }
 
     fn opening(&self) -> Opening<'_> {
-        Opening { table: &self.table, tls: &self.tls, counters: &self.counters }
+        let Self { workers, table, tls, counters, .. } = self;
+        Opening { workers, table, tls, counters }
     }
 
     /// A place for one connection, taken from the quietest when all are taken.
@@ -130,7 +134,7 @@ fn accept_backlog<A: Acceptor>(
         match listener.accept() {
             Ok((stream, _peer)) => {
                 stream.set_nonblocking(true)?;
-                opening.open(acceptor, TcpStream::from_std(stream)?, Some(slot));
+                opening.open(acceptor, stream, Some(slot));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
@@ -141,6 +145,7 @@ fn accept_backlog<A: Acceptor>(
 
 /// What every accepted connection is given.
 struct Opening<'a> {
+    workers: &'a Workers,
     table: &'a Arc<Table>,
     tls: &'a Option<Arc<Tls>>,
     counters: &'a ConnectionCounters,
@@ -150,7 +155,7 @@ impl Opening<'_> {
     fn open<A: Acceptor>(
         &self,
         acceptor: &Arc<A>,
-        stream: TcpStream,
+        stream: std::net::TcpStream,
         slot: Option<OwnedSemaphorePermit>,
     ) {
         let connection = Connection {
@@ -159,8 +164,11 @@ impl Opening<'_> {
             acceptor: acceptor.clone(),
             counters: self.counters.clone(),
         };
-        tokio::spawn(async move {
-            connection.serve(stream).await;
+        self.workers.serve(move || async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => connection.serve(stream).await,
+                Err(error) => tracing::warn!(%error, "cannot serve a connection"),
+            }
             drop(slot);
         });
     }

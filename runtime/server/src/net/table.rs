@@ -231,6 +231,12 @@ impl Activity {
         RequestUnderWay(self.clone())
     }
 
+    /// Whether several requests of the connection are under way, which one thread
+    /// receives.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 1
+    }
+
     /// Whether closing it now would cut off nothing that has begun.
     pub(super) fn is_untouched(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) == FRESH
@@ -287,6 +293,11 @@ impl Activity {
         self.ending.load(Ordering::Acquire)
     }
 }
+
+/// What marks a request that arrived while others of its connection were under
+/// way.
+#[derive(Clone, Copy)]
+pub(crate) struct Crowded;
 
 /// A connection in the table.
 pub(crate) struct Registered(Arc<Activity>);

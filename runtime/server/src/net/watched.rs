@@ -1,4 +1,5 @@
 use super::table::{Activity, CLOSE, FINISH};
+use super::turns::offer_turn;
 use hyper::body::{Body, Incoming};
 use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
@@ -25,6 +26,7 @@ impl<S> Watched<S> {
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.activity.sent();
+            offer_turn();
         }
         written
     }

@@ -25,6 +25,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) trace: Option<&'a TraceContext>,
     /// Where the steps of an ensemble are noted, when the request is traced.
     pub(crate) steps: Option<&'a StepLog>,
+    /// Whether more requests of the same connection were under way.
+    pub(crate) is_crowded: bool,
 }
 
 /// The version that answered, and what it is called among those that share the
@@ -103,6 +105,7 @@ impl Plane {
             client_key: asked.client.map(|client| &*client.0),
             trace: asked.trace,
             steps: asked.steps,
+            is_crowded: asked.is_crowded,
         };
         self.registry.infer(call).await
     }
