@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// The part of the usual bound below which runs stay where they were received
-/// when others wait there too: about what it costs to hand one on.
+/// How much lower the bound is for runs that stay where they were received when
+/// others wait there too: what is left is about what it costs to hand one on.
 const CROWDED: u32 = 4;
 
 /// One request for an inference. `..InferCall::default()` fills in what a
@@ -346,6 +346,7 @@ impl Registry {
                 deadline: Some(request.limits.deadline),
                 priority: request.limits.priority,
                 trace: request.trace,
+                is_crowded: request.limits.is_crowded,
                 ..InferCall::default()
             };
             let (from, version) = (self.config.clock.now(), revision.version());
@@ -390,11 +391,7 @@ impl Registry {
         permit: Permit,
     ) -> Result<Done> {
         let Request { revision, limits, .. } = request;
-        let bound = match limits.is_crowded {
-            true => self.config.in_place_below / CROWDED,
-            false => self.config.in_place_below,
-        };
-        if !self.runs_in_place(revision, byte_len(&inputs), bound) {
+        if !self.runs_in_place(revision, byte_len(&inputs), limits.is_crowded) {
             return self.run_queued(request, inputs, permit).await;
         }
         // A plugin may turn out to be slow. Then the run begins again elsewhere.
@@ -428,7 +425,9 @@ impl Registry {
     }
 
     /// Short runs stay on the thread that received them while nothing waits.
-    fn runs_in_place(&self, revision: &Revision, input_bytes: usize, bound: Duration) -> bool {
+    fn runs_in_place(&self, revision: &Revision, input_bytes: usize, is_crowded: bool) -> bool {
+        let parts = if is_crowded { CROWDED } else { 1 };
+        let bound = self.config.in_place_below / parts;
         revision.batcher.lets_pass()
             && revision.in_place.is_allowed(|| self.config.clock.now())
             && revision.predicted_time(input_bytes).is_some_and(|time| time < bound)

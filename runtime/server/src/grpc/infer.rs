@@ -42,7 +42,7 @@ impl Service {
         let limit = self.settings.request_timeout;
         let limit = timeout(&metadata).map_or(limit, |asked| asked.min(limit));
         let client = extensions.get::<Client>().cloned();
-        let is_crowded = extensions.get::<Crowded>().is_some();
+        let is_crowded = Crowded::is_in(extensions);
         let metadata = Arc::new(metadata);
         Caller { arrived, latest: arrived + limit, metadata, client, is_crowded }
     }

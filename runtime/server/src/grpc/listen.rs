@@ -1,8 +1,8 @@
 use super::GrpcServer;
 use crate::app::Shutdown;
 use crate::net::{
-    Acceptor, Activity, Crowded, Listening, RequestUnderWay, Table, Timeouts, Tls, Transport,
-    Watched, Workers, drive,
+    Acceptor, Activity, Listening, RequestUnderWay, Table, Timeouts, Tls, Transport, Watched,
+    Workers, drive,
 };
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -72,10 +72,8 @@ async fn serve_http2<S: Transport>(
     let settings = server.settings.clone();
     let of_call = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (server, under_way) = (server.clone(), of_call.request());
-        if of_call.is_crowded() {
-            request.extensions_mut().insert(Crowded);
-        }
+        let server = server.clone();
+        let under_way = of_call.request_among_others(request.extensions_mut());
         async move {
             let (head, body) = server.answer(request).await.into_parts();
             let body = CallBody { body, _under_way: under_way };

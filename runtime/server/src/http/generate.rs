@@ -76,7 +76,7 @@ async fn respond(
         client: client.as_ref(),
         trace: trace.context(),
         steps: trace.steps(),
-        is_crowded: head.extensions.get::<Crowded>().is_some(),
+        is_crowded: Crowded::is_in(&head.extensions),
     };
     let answer = plane.infer(asked, &mut request).await?;
     trace.answered(decoded, &answer);

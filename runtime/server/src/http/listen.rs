@@ -1,7 +1,6 @@
 use super::{DataPlane, answer};
 use crate::net::{
-    Acceptor, Activity, Crowded, Listening, Table, Timeouts, Tls, Transport, Watched, Workers,
-    drive,
+    Acceptor, Activity, Listening, Table, Timeouts, Tls, Transport, Watched, Workers, drive,
 };
 use http::{Request, header};
 use hyper::body::Incoming;
@@ -103,10 +102,8 @@ async fn serve_http2<S: Transport>(
     let max_header_bytes = u32::try_from(plane.settings.max_header_bytes).unwrap_or(u32::MAX);
     let of_request = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (plane, under_way) = (plane.clone(), of_request.request());
-        if of_request.is_crowded() {
-            request.extensions_mut().insert(Crowded);
-        }
+        let plane = plane.clone();
+        let under_way = of_request.request_among_others(request.extensions_mut());
         async move {
             let reply = answer(&plane, request).await;
             drop(under_way);

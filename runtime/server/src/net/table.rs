@@ -1,3 +1,4 @@
+use http::Extensions;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -231,10 +232,18 @@ impl Activity {
         RequestUnderWay(self.clone())
     }
 
-    /// Whether several requests of the connection are under way, which one thread
-    /// receives.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) > 1
+    /// The same for a connection that carries several at once: marks a request
+    /// that came while others were under way. A stream counts as long as it is
+    /// open.
+    pub(crate) fn request_among_others(
+        self: &Arc<Self>,
+        extensions: &mut Extensions,
+    ) -> RequestUnderWay {
+        let under_way = self.request();
+        if self.in_flight.load(Ordering::Relaxed) > 1 {
+            extensions.insert(Crowded);
+        }
+        under_way
     }
 
     /// Whether closing it now would cut off nothing that has begun.
@@ -294,10 +303,15 @@ impl Activity {
     }
 }
 
-/// What marks a request that arrived while others of its connection were under
-/// way.
+/// The mark of [`Activity::request_among_others`].
 #[derive(Clone, Copy)]
 pub(crate) struct Crowded;
+
+impl Crowded {
+    pub(crate) fn is_in(extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some()
+    }
+}
 
 /// A connection in the table.
 pub(crate) struct Registered(Arc<Activity>);
@@ -392,6 +406,21 @@ mod tests {
         assert_eq!(endings, [CLOSE, OPEN, OPEN]);
         drop(old);
         assert_eq!((table.len(), table.make_room()), (2, 0));
+    }
+
+    #[test]
+    fn a_request_beside_another_is_marked() {
+        let table = Table::new(LIMITS);
+        let connection = table.open();
+        let marked = || {
+            let mut extensions = Extensions::new();
+            let under_way = connection.activity().request_among_others(&mut extensions);
+            (Crowded::is_in(&extensions), under_way)
+        };
+        let (first, _under_way) = marked();
+        assert_eq!((first, marked().0, marked().0), (false, true, true));
+        drop(_under_way);
+        assert!(!marked().0);
     }
 
     #[test]

@@ -29,6 +29,13 @@ pub(super) fn take_short_turns() {
     }
 }
 
+/// The calling thread has slept: its turn begins now.
+pub(super) fn begin_turn() {
+    if TURN_BEGAN.get().is_some() {
+        TURN_BEGAN.set(Some(Instant::now()));
+    }
+}
+
 /// Lets others of this core run if the thread's turn is over. Costs nothing
 /// where there are none.
 #[inline]
@@ -107,12 +114,16 @@ mod tests {
     fn a_turn_ends_when_it_is_over() {
         let turns = || {
             offer_turn();
+            begin_turn();
             assert_eq!(TURN_BEGAN.get(), None, "this thread takes none");
             let began = Instant::now();
             TURN_BEGAN.set(Some(began));
             std::thread::sleep(2 * TURN);
             offer_turn();
             assert!(TURN_BEGAN.get().unwrap() > began);
+            TURN_BEGAN.set(Some(began));
+            begin_turn();
+            assert!(TURN_BEGAN.get().unwrap() > began, "it slept");
         };
         std::thread::spawn(turns).join().unwrap();
     }

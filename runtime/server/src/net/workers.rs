@@ -1,4 +1,4 @@
-use super::turns::take_short_turns;
+use super::turns::{begin_turn, take_short_turns};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,6 +63,7 @@ impl Worker {
         let runtime = Builder::new_current_thread()
             .thread_name(name.clone())
             .max_blocking_threads(blocking_threads)
+            .on_thread_unpark(begin_turn)
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
